@@ -1,0 +1,34 @@
+# `make repro` regenerates the paper, `make test` runs the tests; each first makes the virtual environment it needs.
+SCALE ?= laptop
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: repro test lint clean-venv
+.DELETE_ON_ERROR:
+
+repro: $(READY)
+	@python -m pipeline.select $(SCALE)
+	dvc repro
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+
+# The lock holds the versions that were tested. On Linux, torch's default build carries gigabytes of CUDA libraries;
+# install the CPU build into $(VENV) beforehand if you have no GPU.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
+	@touch $(READY)
+
+clean-venv:
+	rm -rf $(VENV)
