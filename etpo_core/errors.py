@@ -1,0 +1,38 @@
+"""Mistakes of a user, told in one line.
+
+Anything that a user can cause and mend - an unknown task, a missing file, a server that is down - is raised as
+`UserError` with one line that names the thing, what was expected and what to do. Command-line entry points run
+under `one_line_errors`, which prints that line and exits with status 2; real bugs keep their traceback.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message is one complete line."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns `UserError`, and a full or unwritable disk, into one line on stderr and exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK_ERRNOS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}: free the disk or make the folder writable", file=sys.stderr)
+        sys.exit(2)
+
+
+_DISK_ERRNOS = {28, 30, 122}  # no space left, read-only file system, quota exceeded
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a list: says which names there are."""
+    return UserError(f"unknown {kind} {str(name)!r}; choose one of: {', '.join(sorted(known))}")

@@ -1,0 +1,97 @@
+"""Settings of one scale: `params.yaml` with that scale's overrides laid over it.
+
+`params.yaml` holds every setting once. The sections at its top are the defaults; `scales.NAME` names the model, the
+methods, the tasks and the seeds of a scale and overrides single settings of the sections of the same name. A name
+that is not there by default cannot be overridden, so that a misspelt setting is an error and not a silent default.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from . import paths
+from .errors import UserError, unknown
+
+SCALE_LISTS = ("model", "methods", "tasks", "seeds")
+
+
+class Settings(SimpleNamespace):
+    """A section of settings: values as attributes, subsections are sections themselves."""
+
+    def __getitem__(self, key: str) -> Any:
+        return vars(self)[key]
+
+    def __iter__(self):
+        return iter(vars(self))
+
+    def __contains__(self, key: str) -> bool:
+        return key in vars(self)
+
+    def plain(self) -> dict[str, Any]:
+        """The section as nested dictionaries, for run cards and hashes."""
+        return {k: v.plain() if isinstance(v, Settings) else v for k, v in vars(self).items()}
+
+
+def read_params() -> dict[str, Any]:
+    """The whole of `params.yaml` as nested dictionaries.
+
+    Raises:
+        UserError: when the file is missing or is no valid YAML.
+    """
+    try:
+        return yaml.safe_load(paths.PARAMS.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{paths.PARAMS} is missing; it holds every setting, restore it from git") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_settings(scale: str) -> Settings:
+    """The settings of `scale`, its overrides applied.
+
+    Args:
+        scale: smoke, laptop, study or paper.
+
+    Returns:
+        The sections of `params.yaml` (without `scales`) and, beside them, `scale`, `model`, `methods` -> a section
+        for each method, `method_names`, `tasks` and `seeds`.
+
+    Raises:
+        UserError: for an unknown scale, method or overridden name.
+    """
+    params = read_params()
+    scales = params.pop("scales")
+    if scale not in scales:
+        raise unknown("scale", scale, scales)
+    chosen = scales[scale]
+    for section, overrides in chosen.items():
+        if section in SCALE_LISTS:
+            continue
+        if section not in params:
+            raise unknown(f"section in scales.{scale}", section, params)
+        _overlay(params[section], overrides, f"scales.{scale}.{section}")
+    for method in chosen["methods"]:
+        if method not in params["methods"]:
+            raise unknown("method", method, params["methods"])
+    settings = _sections(params)
+    settings.scale = scale
+    settings.model = chosen["model"]
+    settings.method_names = list(chosen["methods"])
+    settings.tasks = list(chosen["tasks"])
+    settings.seeds = list(chosen["seeds"])
+    return settings
+
+
+def _overlay(section: dict, overrides: dict, where: str) -> None:
+    for key, value in overrides.items():
+        if key not in section:
+            raise unknown(f"parameter in {where}", key, section)
+        if isinstance(section[key], dict):
+            _overlay(section[key], value, f"{where}.{key}")
+        else:
+            section[key] = value
+
+
+def _sections(value: Any) -> Any:
+    return Settings(**{k: _sections(v) for k, v in value.items()}) if isinstance(value, dict) else value

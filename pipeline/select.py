@@ -1,0 +1,44 @@
+"""Chooses the scale that `dvc repro` works on: writes its lists from params.yaml into selected.yaml.
+
+`python -m pipeline.select laptop`. DVC reads selected.yaml when it lays out its stages; the file is not in git, so
+choosing a scale changes nothing that is.
+"""
+
+import sys
+
+import yaml
+
+from etpo_core import paths
+from etpo_core.errors import UserError, one_line_errors
+from etpo_core.settings import load_settings
+from etpo_core.tasks import TASKS
+
+
+def main() -> None:
+    """Runs the script."""
+    with one_line_errors():
+        if len(sys.argv) != 2:
+            raise UserError("expected one argument, the scale: smoke, laptop, study or paper")
+        settings = load_settings(sys.argv[1])
+        unknown_tasks = [t for t in settings.tasks if t not in TASKS]
+        if unknown_tasks:
+            raise UserError(
+                f"unknown task {unknown_tasks[0]!r} in scales.{settings.scale}.tasks of params.yaml; "
+                f"choose from: {', '.join(TASKS)}"
+            )
+        selected = {
+            "scale": settings.scale,
+            "model": settings.model,
+            "methods": settings.method_names,
+            "tasks": settings.tasks,
+            "seeds": settings.seeds,
+        }
+        text = "# Written by pipeline.select; choose another scale with `make repro SCALE=name`.\n"
+        text += yaml.safe_dump({"selected": selected}, sort_keys=False)
+        path = paths.ROOT / "selected.yaml"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

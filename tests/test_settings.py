@@ -1,0 +1,68 @@
+import pytest
+import yaml
+
+from etpo_core import paths
+from etpo_core.errors import UserError
+from etpo_core.settings import load_settings, read_params
+from etpo_core.tasks import TASKS
+
+SCALES = ["smoke", "laptop", "study", "paper"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_names_known_things(scale):
+    settings = load_settings(scale)
+    assert set(settings.tasks) <= set(TASKS)
+    assert settings.model in settings.base_model
+
+
+@pytest.mark.parametrize("scale", ["study", "paper"])
+def test_the_large_scales_cover_the_paper(scale):
+    settings = load_settings(scale)
+    assert set(settings.tasks) == set(TASKS) and settings.training.env_steps == 500
+    assert settings.environment.max_steps == 5 and settings.environment.split_seeds == [0, 1, 2, 3, 4]
+
+
+def test_a_scale_overrides_and_the_rest_stays():
+    plain, smoke = read_params(), load_settings("smoke")
+    assert smoke.training.env_steps == plain["scales"]["smoke"]["training"]["env_steps"]
+    assert smoke.training.lora_rank == plain["training"]["lora_rank"]
+
+
+def test_every_setting_has_a_line_on_what_it_is():
+    text = paths.PARAMS.read_text().split("scales:")[0]
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if line.startswith("  ") and value.strip() and not line.lstrip().startswith(("#", "<<")) and "&" not in value:
+            assert "#" in value, f"params.yaml: no comment beside {key.strip()}"
+
+
+def test_unknown_scale():
+    with pytest.raises(UserError, match="unknown scale 'tiny'; choose one of: laptop, paper, smoke, study"):
+        load_settings("tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["scales"]["smoke"]["training"].update(env_step=3), "unknown parameter in scales.smoke.training"),
+        (lambda p: p["scales"]["smoke"].update(trainning={}), "unknown section in scales.smoke 'trainning'"),
+        (lambda p: p["scales"]["smoke"]["methods"].append("sac"), "unknown method 'sac'"),
+    ],
+)
+def test_misspelt_names_are_errors(tmp_path, monkeypatch, change, message):
+    params = read_params()
+    change(params)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=message):
+        load_settings("smoke")
+
+
+def test_missing_and_broken_params(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="is missing"):
+        load_settings("smoke")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_settings("smoke")
