@@ -1,0 +1,269 @@
+"""How every figure and table of the project looks and is written.
+
+A notebook draws with matplotlib after `use_style()` and hands the figure to `save_figure`, a frame to
+`save_table`. Both write below `figures/{scale}/{notebook}/` and both are byte-stable: the same numbers give
+the same files, on any day and whatever the user's matplotlib settings are, so that a figure can be deleted,
+drawn again and compared. Names, colours and line styles of the methods are fixed here and nowhere else
+(palette of Okabe and Ito, which colour-blind readers can tell apart; line styles differ too, for print in
+black and white). Tasks whose data are a declared stand-in carry a dagger wherever a number of theirs
+appears.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from etpo_core import paths
+
+# In the order of every legend and table: baselines without training first, ablations last.
+LABELS = {
+    "reflection_gpt4": "Reflection (GPT-4)",
+    "reflection": "Reflection",
+    "ppo_kl": "PPO-KL",
+    "etpo": "ETPO",
+    "etpo_no_reflection": "ETPO without reflection",
+    "etpo_action_level": "ETPO without token-level backup",
+}
+_COLOURS = {
+    "reflection_gpt4": "#000000",
+    "reflection": "#8A8A8A",
+    "ppo_kl": "#0072B2",
+    "etpo": "#D55E00",
+    "etpo_no_reflection": "#E69F00",
+    "etpo_action_level": "#009E73",
+}
+_LINES: dict[str, Any] = {
+    "reflection_gpt4": ":",
+    "reflection": (0, (5, 1.5)),
+    "ppo_kl": "-.",
+    "etpo": "-",
+    "etpo_no_reflection": (0, (3, 1, 1, 1, 1, 1)),
+    "etpo_action_level": (0, (7, 2)),
+}
+_OTHER_COLOUR = "#CC79A7"
+
+# Classes of a data set, in order: shades that differ in lightness.
+CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")
+
+DAGGER = "†"
+STAND_IN_NOTE = f"{DAGGER} stand-in data, not the paper's: the table is replaced by a declared substitute."
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+    "mathtext.fontset": "dejavusans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "figure.figsize": (6.4, 3.8),
+    "figure.dpi": 100,
+    "pdf.fonttype": 42,  # text stays text
+}
+_DPI = 150
+
+
+def use_style() -> None:
+    """Sets the one style, after dropping whatever a user's matplotlibrc says; call before drawing."""
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(_STYLE)
+    if matplotlib.get_backend().lower() not in ("agg", "inline", "module://matplotlib_inline.backend_inline"):
+        plt.switch_backend("Agg")  # no window system is needed, or wanted, in a pipeline
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """The methods in the order of every legend and table; unlisted ones follow by name."""
+    rank = {name: position for position, name in enumerate(LABELS)}
+    return sorted(set(methods), key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def label(method: str) -> str:
+    """The name a reader sees, e.g. "PPO-KL" for `ppo_kl`."""
+    return LABELS.get(method, method)
+
+
+def colour(method: str) -> str:
+    """The method's colour, the same in every figure."""
+    return _COLOURS.get(method, _OTHER_COLOUR)
+
+
+def line_style(method: str) -> Any:
+    """The method's matplotlib line style, the same in every figure."""
+    return _LINES.get(method, "-")
+
+
+def line(method: str) -> dict[str, Any]:
+    """Keyword arguments for `Axes.plot`: colour, line style and label of a method."""
+    return {"color": colour(method), "linestyle": line_style(method), "label": label(method)}
+
+
+def mark(task: str, stand_in: bool | str | None) -> str:
+    """The task's name as shown, with a dagger where its data are a stand-in."""
+    missing = stand_in is None or (isinstance(stand_in, float) and math.isnan(stand_in))
+    return f"{task}{DAGGER}" if not missing and stand_in else task
+
+
+def band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], method: str) -> None:
+    """Shades an interval [low, high] around a method's curve."""
+    axes.fill_between(x, low, high, color=colour(method), alpha=0.18, linewidth=0)
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Keeps the ticks of the x axis at whole numbers: updates and steps have no halves."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def footnote(figure: Figure, lines: Iterable[str]) -> None:
+    """Writes small lines under a figure: what is missing, what is a stand-in, how many seeds."""
+    text = "\n".join(entry for entry in lines if entry)
+    if text:
+        figure.text(0.01, -0.02, text, ha="left", va="top", fontsize=7, color="#444444")
+
+
+def folder(scale: str, notebook: str) -> Path:
+    """The folder of a notebook's figures and tables at a scale; made if absent."""
+    place = paths.FIGURES / scale / notebook
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def save_figure(figure: Figure, scale: str, notebook: str, name: str) -> list[Path]:
+    """Writes a figure as PNG and PDF, the same bytes for the same drawing.
+
+    Args:
+        figure: what to write; it stays open, so that a notebook still shows it.
+        scale: e.g. "laptop".
+        notebook: name of the notebook, e.g. "main_table".
+        name: file name without ending.
+
+    Returns:
+        The two paths, PNG first.
+    """
+    place = folder(scale, notebook)
+    png, pdf = place / f"{name}.png", place / f"{name}.pdf"
+    # Dates and version strings are left out: they would change the bytes without changing the figure.
+    figure.savefig(png, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return [png, pdf]
+
+
+def save_table(
+    frame: pd.DataFrame,
+    scale: str,
+    notebook: str,
+    name: str,
+    caption: str = "",
+    display: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
+    digits: int | Mapping[str, int] = 3,
+) -> str:
+    """Writes a table as CSV (the plain numbers), Markdown and LaTeX (as shown).
+
+    Args:
+        frame: the numbers; all columns are written, the index is not.
+        scale: e.g. "laptop".
+        notebook: name of the notebook.
+        name: file name without ending.
+        caption: one sentence above the table.
+        display: the cells as text for Markdown and LaTeX, where they differ from plain numbers, e.g.
+            "**0.912** ± 0.004"; `**` around a text makes it bold in both. Default: `frame`, rounded.
+        notes: footnotes, a line each.
+        digits: decimals of shown floats, for all columns or by column name.
+
+    Returns:
+        The Markdown text, for the notebook to show.
+    """
+    place = folder(scale, notebook)
+    shown = _as_text(frame if display is None else display, digits)
+    text = markdown(shown, caption, notes)
+    frame.to_csv(place / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
+    (place / f"{name}.md").write_text(text, encoding="utf-8")
+    tex = latex(shown, caption, notes, label=f"tab:{notebook}-{name}")
+    (place / f"{name}.tex").write_text(tex, encoding="utf-8")
+    return text
+
+
+def markdown(shown: pd.DataFrame, caption: str = "", notes: Sequence[str] = ()) -> str:
+    """A frame of text as a Markdown table with a caption above and notes below."""
+    header = [_markdown_cell(column) for column in shown.columns]
+    lines = [caption, ""] if caption else []
+    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for row in shown.itertuples(index=False):
+        lines.append("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |")
+    for note in notes:
+        lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def latex(shown: pd.DataFrame, caption: str = "", notes: Sequence[str] = (), label: str = "") -> str:
+    """A frame of text as a LaTeX table; needs no package beyond LaTeX itself."""
+    columns = len(shown.columns)
+    lines = [r"\begin{table}", r"\centering"]
+    if caption:
+        lines.append(rf"\caption{{{_latex_cell(caption)}}}")
+    if label:
+        lines.append(rf"\label{{{label}}}")
+    lines += [rf"\begin{{tabular}}{{{'l' * columns}}}", r"\hline"]
+    lines += [" & ".join(_latex_cell(column) for column in shown.columns) + r" \\", r"\hline"]
+    for row in shown.itertuples(index=False):
+        lines.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
+    lines += [r"\hline", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {_latex_cell(note)}" for note in notes]
+    lines.append(r"\end{table}")
+    return "\n".join(lines) + "\n"
+
+
+def _as_text(frame: pd.DataFrame, digits: int | Mapping[str, int]) -> pd.DataFrame:
+    def cell(value: object, places: int) -> str:
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            return "–"
+        if isinstance(value, float):
+            return f"{value:.{places}f}"
+        return str(value)
+
+    places = {column: digits if isinstance(digits, int) else digits.get(column, 3) for column in frame.columns}
+    return pd.DataFrame(
+        {str(column): [cell(value, places[column]) for value in frame[column]] for column in frame.columns},
+        dtype=object,
+    )
+
+
+def _markdown_cell(value: object) -> str:
+    return "<br>".join(str(value).strip().splitlines()).replace("|", "\\|")
+
+
+_LATEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "–": "--",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "β": r"$\beta$",
+    "Δ": r"$\Delta$",
+    DAGGER: r"$^\dagger$",
+}
+
+
+def _latex_cell(value: object) -> str:
+    flat = "; ".join(line.strip() for line in str(value).strip().splitlines())
+    text = "".join(_LATEX.get(character, character) for character in flat)
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,0 +1,350 @@
+"""Honest statistics for few seeds: pure functions of arrays.
+
+Scores come as *strata*: one array a task, whose first axis is the runs (seeds) of that task and whose
+further axes, if any, are points of a curve. Aggregates follow Agarwal et al., "Deep Reinforcement Learning
+at the Edge of the Statistical Precipice" (arXiv 2108.13264): the interquartile mean instead of mean or
+median, percentile intervals from a bootstrap that draws seeds anew *within* each task, the probability that
+a run of one method beats a run of another, and performance profiles. Every draw comes from a generator that
+the caller passes. Where no task has two runs there is nothing to draw from: intervals are NaN then, and
+figures show no band.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+LEVEL = 0.95
+DRAWS = 2000
+_PORTION = 500_000  # numbers of one task held at once
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval; each a number or a curve."""
+
+    point: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def best_so_far(rewards: np.ndarray) -> np.ndarray:
+    """The best reward within the first K steps, for every K: max(r_1, ..., r_K).
+
+    Args:
+        rewards: [..., steps].
+
+    Returns:
+        [..., steps], never decreasing along the last axis.
+    """
+    return np.maximum.accumulate(np.asarray(rewards, dtype=float), axis=-1)
+
+
+def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The mean of the middle half: a quarter of the values, rounded down, is dropped at either end.
+
+    Args:
+        scores: values along `axis`; with fewer than four it is the plain mean.
+        axis: the axis that is averaged away.
+    """
+    scores = np.sort(np.asarray(scores, dtype=float), axis=axis)
+    count = scores.shape[axis]
+    cut = count // 4
+    return np.take(scores, range(cut, count - cut), axis=axis).mean(axis=axis)
+
+
+def mean_over_tasks(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over tasks of the mean over each task's runs, so that every task weighs the same."""
+    return np.mean([np.mean(runs, axis=0) for runs in strata], axis=0)
+
+
+def pooled_iqm(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The interquartile mean over all runs of all tasks."""
+    return interquartile_mean(np.concatenate([np.asarray(runs, dtype=float) for runs in strata]))
+
+
+def has_repeats(strata: Sequence[np.ndarray]) -> bool:
+    """Whether any task has two runs or more, without which no interval can be given."""
+    return any(len(runs) > 1 for runs in strata)
+
+
+def bootstrap(
+    strata: Sequence[np.ndarray],
+    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
+    generator: np.random.Generator,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval:
+    """A statistic with its stratified percentile-bootstrap interval.
+
+    Args:
+        strata: an array a task, [runs, ...].
+        statistic: maps such a sequence to a number or a curve, e.g. `pooled_iqm`; it reduces the first axis of
+            the arrays and leaves further axes alone.
+        generator: source of the draws.
+        draws: how many times every task's runs are drawn anew, with replacement.
+        level: mass of the interval, 0.95 for 95 %.
+
+    Returns:
+        The statistic of the data and the interval; its ends are NaN if no task has two runs.
+    """
+    strata = [np.asarray(runs, dtype=float) for runs in strata]
+    point = np.asarray(statistic(strata))
+    if not has_repeats(strata):
+        return Interval(point, np.full_like(point, np.nan, float), np.full_like(point, np.nan, float))
+    # Many draws at once, as an axis behind the runs; in portions, so that long curves fit in memory.
+    portion = max(1, _PORTION // max(1, strata[0][0].size))
+    values = []
+    for start in range(0, draws, portion):
+        shape = min(portion, draws - start)
+        drawn = [runs[generator.integers(len(runs), size=(len(runs), shape))] for runs in strata]
+        values.append(statistic(drawn))
+    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(point, low, high)
+
+
+def probability_of_improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+    """How likely a run of the first method beats a run of the second on a task drawn at random.
+
+    For each task the share of pairs (x, y) with x > y, ties counted half; then the mean over tasks.
+
+    Args:
+        first: an array a task, [runs].
+        second: the same tasks in the same order, [runs'].
+    """
+    shares = []
+    for x, y in zip(first, second, strict=True):
+        difference = np.asarray(x, dtype=float)[:, None] - np.asarray(y, dtype=float)[None, :]
+        shares.append(np.mean((difference > 0) + 0.5 * (difference == 0), axis=(0, 1)))
+    return np.mean(shares, axis=0)
+
+
+def bootstrap_improvement(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    generator: np.random.Generator,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval:
+    """`probability_of_improvement` with its interval; the runs of both methods are drawn anew.
+
+    Args:
+        first: an array a task, [runs].
+        second: the same tasks in the same order, [runs'].
+        generator: source of the draws.
+        draws: number of draws.
+        level: mass of the interval.
+    """
+    tasks = len(first)
+
+    def statistic(both: Sequence[np.ndarray]) -> np.ndarray:
+        return probability_of_improvement(both[:tasks], both[tasks:])
+
+    return bootstrap([*first, *second], statistic, generator, draws, level)
+
+
+def performance_profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+    """The share of runs with a score above each threshold, averaged over tasks.
+
+    Args:
+        strata: an array a task, [runs].
+        thresholds: [points].
+
+    Returns:
+        [points], never increasing where thresholds increase.
+    """
+    above = [np.asarray(runs, dtype=float)[..., None] > np.asarray(thresholds) for runs in strata]
+    return mean_over_tasks(above)
+
+
+def paired_differences(frame: pd.DataFrame, value: str, first: str, second: str) -> list[np.ndarray]:
+    """Differences of two methods on the same task and seed, an array a task.
+
+    Args:
+        frame: columns method, task, seed and `value`, a row a run.
+        value: the column to compare.
+        first: method that is counted positive.
+        second: method that is subtracted.
+
+    Returns:
+        Strata of first - second over the (task, seed) pairs that both methods have, tasks sorted by name.
+    """
+    wide = frame.pivot(index=["task", "seed"], columns="method", values=value)
+    if first not in wide or second not in wide:
+        return []
+    difference = (wide[first] - wide[second]).dropna()
+    return [rows.to_numpy() for _, rows in difference.groupby(level="task", sort=True)]
+
+
+def strata_of(frame: pd.DataFrame, value: str) -> list[np.ndarray]:
+    """The values of one method's runs as strata, tasks sorted by name and seeds in order.
+
+    Args:
+        frame: columns task, seed and `value`, a row a run.
+        value: the column to take.
+    """
+    frame = frame.sort_values(["task", "seed"])
+    return [rows[value].to_numpy(dtype=float) for _, rows in frame.groupby("task", sort=True)]
+
+
+def curves_of(frame: pd.DataFrame, index: str, value: str, length: int | None = None) -> dict[str, np.ndarray]:
+    """The runs of one method as curves, an array [runs, points] a task, tasks sorted by name.
+
+    Args:
+        frame: columns task, seed, `index` and `value`; `index` orders the points of a run.
+        index: e.g. "step" or "update".
+        value: e.g. "reward".
+        length: points kept; default: as many as the shortest run has.
+    """
+    frame = frame.sort_values(["task", "seed", index])
+    runs = {key: rows[value].to_numpy(dtype=float) for key, rows in frame.groupby(["task", "seed"], sort=True)}
+    if not runs:
+        return {}
+    shortest = min(len(run) for run in runs.values())
+    length = shortest if length is None else min(length, shortest)
+    tasks = sorted({task for task, _ in runs})
+    return {task: np.stack([run[:length] for (name, _), run in runs.items() if name == task]) for task in tasks}
+
+
+def budget(steps: pd.DataFrame) -> int:
+    """The number of environment steps that every run has: the length of the shortest one."""
+    if steps.empty:
+        return 0
+    return int(steps.groupby(["method", "task", "seed"])["step"].count().min())
+
+
+def run_scores(steps: pd.DataFrame, limit: int | None = None) -> pd.DataFrame:
+    """One row a run: what it reached within the first `limit` steps.
+
+    Args:
+        steps: of `results.load_steps`.
+        limit: environment steps that count; default: `budget(steps)`, the same for all runs.
+
+    Returns:
+        Columns method, task, seed, best (highest reward), mean (reward over all steps), runs (share of steps
+        whose code ran), last_mean and last_runs (the same over the last fifth of the steps).
+    """
+    limit = budget(steps) if limit is None else limit
+    rows = []
+    for (method, task, seed), run in steps.sort_values("step").groupby(["method", "task", "seed"], sort=True):
+        run = run.head(limit)
+        last = run.tail(max(1, len(run) // 5))
+        rows.append(
+            {
+                "method": method,
+                "task": task,
+                "seed": seed,
+                "best": float(run["reward"].max()),
+                "mean": float(run["reward"].mean()),
+                "runs": float((run["status"] == "ok").mean()),
+                "last_mean": float(last["reward"].mean()),
+                "last_runs": float((last["status"] == "ok").mean()),
+            }
+        )
+    columns = ["method", "task", "seed", "best", "mean", "runs", "last_mean", "last_runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def aggregate_curves(
+    frame: pd.DataFrame,
+    index: str,
+    value: str,
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    generator: np.random.Generator,
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> dict[str, Interval]:
+    """Curves of methods over the same tasks: the mean over tasks with its bootstrap interval.
+
+    Args:
+        frame: columns method, task, seed, `index` and `value`.
+        index: orders the points of a run, e.g. "step".
+        value: e.g. "reward".
+        methods: methods to draw.
+        tasks: tasks to average over.
+        generator: source of the draws.
+        transform: applied to the runs of a task, [runs, points] -> [runs, points], e.g. `best_so_far`.
+
+    Returns:
+        For each method an interval of curves, all as long as the shortest run.
+    """
+    frame = frame[frame["task"].isin(tasks) & frame["method"].isin(methods)]
+    if frame.empty:
+        return {}
+    length = int(frame.groupby(["method", "task", "seed"])[value].size().min())
+    curves = {}
+    for method in methods:
+        runs = curves_of(frame[frame["method"] == method], index, value, length)
+        curves[method] = bootstrap([transform(run) for run in runs.values()], mean_over_tasks, generator)
+    return curves
+
+
+def compare(
+    scores: pd.DataFrame,
+    value: str,
+    methods: Sequence[str],
+    reference: str,
+    generator: np.random.Generator,
+) -> pd.DataFrame:
+    """Methods side by side, and a reference method against each, on the same tasks.
+
+    Args:
+        scores: columns method, task, seed and `value`, a row a run; every method has the same tasks.
+        value: the column to compare.
+        methods: rows of the table.
+        reference: method that is set against the others, e.g. "etpo".
+        generator: source of the draws.
+
+    Returns:
+        Columns method, tasks, runs and, each with its ends `_low` and `_high`: iqm; difference (IQM of
+        reference minus method, paired by task and seed); improvement (probability that a run of the reference
+        beats one of the method). Ends are NaN where no task has two seeds.
+    """
+    groups = {method: strata_of(scores[scores["method"] == method], value) for method in methods}
+    rows = []
+    for method, strata in groups.items():
+        row: dict[str, object] = {
+            "method": method,
+            "tasks": len(strata),
+            "runs": sum(len(runs) for runs in strata),
+        }
+        row |= _named("iqm", bootstrap(strata, pooled_iqm, generator))
+        pairs = paired_differences(scores, value, reference, method) if method != reference else []
+        if pairs:
+            row |= _named("difference", bootstrap(pairs, pooled_iqm, generator))
+            row |= _named("improvement", bootstrap_improvement(groups[reference], strata, generator))
+        rows.append(row)
+    columns = ["method", "tasks", "runs"]
+    columns += [name + end for name in ("iqm", "difference", "improvement") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _named(name: str, interval: Interval) -> dict[str, float]:
+    ends = ("", "_low", "_high")
+    return {name + end: float(number) for end, number in zip(ends, interval, strict=True)}
+
+
+def mean_and_std(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Mean, sample standard deviation (n - 1; NaN for one run) and count by method and task.
+
+    Args:
+        frame: columns method, task and `value`, a row a run.
+        value: the column to summarise.
+
+    Returns:
+        Columns method, task, mean, std, n.
+    """
+    groups = frame.groupby(["method", "task"], sort=True)[value]
+    return groups.agg(mean="mean", std="std", n="count").reset_index()
+
+
+def interval_text(point: float, low: float, high: float, digits: int = 3) -> str:
+    """An interval as "0.812 [0.790, 0.833]"; "0.812" where there is none; "–" where there is no value."""
+    if np.isnan(point):
+        return "–"
+    # Adding 0.0 turns the -0.0 of a rounded small number into 0.0.
+    point, low, high = (round(value, digits) + 0.0 for value in (point, low, high))
+    if np.isnan(low):
+        return f"{point:.{digits}f}"
+    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

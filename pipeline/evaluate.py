@@ -1,0 +1,76 @@
+"""Stage `evaluate`: held-out scores of the best code of every finished run.
+
+    python -m pipeline.evaluate --scale laptop
+
+Writes evaluations/{scale}/held_out.csv; what is scored and why stands in `etpo_core.evaluation`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
+
+from tqdm import tqdm
+
+from etpo_core import evaluation
+from etpo_core.errors import UserError, one_line_errors
+from etpo_core.results import require_results
+from etpo_core.sandbox import Limits, SandboxPool, Status
+from etpo_core.settings import load_settings
+from etpo_core.tasks import load_task
+
+
+def run(scale: str) -> None:
+    """Scores what has not been scored yet and writes the table."""
+    settings = load_settings(scale)
+    require_results(scale)
+    sandbox = settings.sandbox
+    split_seeds = list(settings.evaluation.held_out_seeds)
+    both = set(split_seeds) & set(settings.environment.split_seeds)
+    if both:
+        raise UserError(
+            f"evaluation.held_out_seeds shares {sorted(both)} with environment.split_seeds; "
+            "held-out splits must never have given a reward"
+        )
+    limits = Limits(cpu_s=sandbox.cpu_seconds, wall_s=sandbox.wall_seconds, memory_mb=sandbox.memory_mb)
+    failed = settings.environment.failure_reward
+
+    def content(task: str) -> str:
+        return json.dumps([load_task(task).sha256, sandbox.plain()], sort_keys=True)
+
+    with ExitStack() as stack:
+
+        @cache
+        def pool() -> SandboxPool:
+            # Started by the first program that has not been scored before, if there is one.
+            return stack.enter_context(
+                SandboxPool(workers=sandbox.workers, limits=limits, allow_unsafe=sandbox.allow_unsafe)
+            )
+
+        def score(task: str, programs: Sequence[str]) -> list[float]:
+            table = load_task(task)
+            outcomes = pool().score_iter(programs, table.x, table.y, split_seeds)
+            scores = []
+            for outcome in tqdm(outcomes, desc=f"held-out {task}", unit="program", total=len(programs)):
+                if outcome.status == Status.INFRASTRUCTURE_FAULT:
+                    raise UserError(f"the sandbox failed on {task}: {outcome.error_text}; run the stage again")
+                scores.append(float(outcome.score) if outcome.status == Status.OK else failed)
+            return scores
+
+        frame = evaluation.evaluate(scale, split_seeds, score, content, failed)
+    path = evaluation.write(frame, scale)
+    print(f"{len(frame)} runs: {path}")
+
+
+def main() -> None:
+    """Parses the command line and runs the stage."""
+    parser = argparse.ArgumentParser(description="Scores the best code of every run on held-out splits.")
+    parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        run(arguments.scale)
+
+
+if __name__ == "__main__":
+    main()
