@@ -1,0 +1,157 @@
+"""One child: one snippet, one split, then gone.
+
+The child reads the training half, runs the snippet's `build_model`, says FITTED, only then receives the rows to
+predict, and answers with a table of numbers or with one error. It never holds a label of those rows, so nothing
+in its memory is worth finding; and what it answers is a prediction, so a forged answer is just a poor model.
+"""
+
+import os
+import random
+import sys
+import types
+
+import numpy as np
+import wire
+from confine import confine
+from preload import Gate
+
+DATA_FD = 3
+_SNIPPET = "<snippet>"
+
+
+class _BadOutput(Exception):
+    """The model answers, but not with a table of probabilities."""
+
+
+def live(parent: int, program: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None) -> None:
+    """Runs in the forked process with the data channel on `DATA_FD`; never returns.
+
+    Args: as in `confine.confine`.
+    """
+    status = wire.EXIT_UNCONFINED
+    try:
+        confine(parent, program, cpu_s, memory, in_use)
+        status = 70
+        _serve()
+        status = 0
+    except MemoryError:
+        status = wire.EXIT_NO_MEMORY
+    except BaseException:  # the channel is gone: nobody is left to be told
+        pass
+    finally:
+        os._exit(status)  # no atexit hooks, finalizers or threads of the snippet
+
+
+def _serve() -> None:
+    _send(wire.CONFINED)
+    seed, source_size, rows, features, test_rows, class_count = wire.JOB.unpack(_receive(wire.JOB.size))
+    source = _receive(source_size).decode("utf-8", "surrogatepass")
+    x = np.frombuffer(_receive(8 * rows * features), "<f8").reshape(rows, features)
+    y = np.frombuffer(_receive(8 * rows), "<i8")
+    classes = np.frombuffer(_receive(8 * class_count), "<i8").copy()
+    seen = np.unique(y)
+    sys.path.clear()
+    sys.argv[:] = ["snippet"]
+    sys.meta_path.insert(0, Gate(None))
+    for name in ("child", "wire", "confine", "preload"):
+        sys.modules.pop(name, None)
+    _seed(seed)
+    try:
+        model = _fit(source, x, y)
+        _send(wire.FITTED)
+        x_test = np.frombuffer(_receive(8 * test_rows * features), "<f8").reshape(test_rows, features)
+        table = _probabilities(model, x_test, seen, classes)
+    except MemoryError:
+        _send(wire.NO_MEMORY)
+    except _BadOutput as error:
+        _send(wire.BAD_OUTPUT, f"ValueError\0\0{error}".encode("utf-8", "replace")[: wire.MAX_ERROR_BYTES])
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are the snippet's failures too
+        _send(wire.ERROR, _describe(error))
+    else:
+        _send(wire.RESULT, table.tobytes())
+
+
+def _seed(seed: int) -> None:
+    """Makes what a snippet leaves unseeded repeat: numpy's global state, `default_rng()`, `random`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    np.random.bit_generator.randbits = random.Random(seed).getrandbits
+
+
+def _fit(source: str, x: np.ndarray, y: np.ndarray) -> object:
+    module = types.ModuleType("snippet")
+    sys.modules["snippet"] = module  # dataclasses and pickle look a class's module up
+    exec(compile(source, _SNIPPET, "exec", dont_inherit=True), module.__dict__)
+    if "build_model" not in module.__dict__:
+        raise NameError("the code defines no function build_model")
+    model = module.__dict__["build_model"](x, y)
+    if model is None:
+        raise TypeError("build_model returned None instead of a fitted classifier")
+    if isinstance(model, type):
+        raise TypeError(f"build_model returned the class {model.__name__} instead of a fitted classifier")
+    if not hasattr(model, "predict_proba"):
+        only = " (decision_function alone does not count)" if hasattr(model, "decision_function") else ""
+        raise AttributeError(f"{type(model).__name__} has no predict_proba, which the score needs{only}")
+    return model
+
+
+def _probabilities(model: object, x: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """predict_proba as float64 [rows of x, all classes], a column a class of the task, in ascending order.
+
+    The columns are placed by the model's `classes_`. A model without one, or one that renamed the labels, is taken
+    to have a column for each class of its training half in ascending order. Classes it never saw get 0.
+    """
+    answer = np.asarray(model.predict_proba(x))
+    labels = getattr(model, "classes_", None)
+    labels = seen if labels is None else np.asarray(labels).ravel()
+    if answer.dtype.kind not in "biuf":
+        raise _BadOutput(f"predict_proba returned values of type {answer.dtype}, not numbers")
+    if answer.ndim != 2 or answer.shape != (len(x), len(labels)):
+        raise _BadOutput(
+            f"predict_proba returned shape {answer.shape}, expected {(len(x), len(labels))} (rows, classes)"
+        )
+    if not np.isin(labels, classes).all() or len(np.unique(labels)) != len(labels):
+        if len(labels) != len(seen):
+            raise _BadOutput("classes_ of the model are not those of y_train")
+        labels = seen
+    table = np.zeros((len(x), len(classes)), "<f8")
+    table[:, np.searchsorted(classes, labels.astype("<i8"))] = answer
+    return table
+
+
+def _describe(error: BaseException) -> bytes:
+    """The error as `type \\0 line \\0 message`; formatting it runs the snippet's own code and may fail."""
+    try:
+        kind = type(error).__name__
+        line = ""
+        if isinstance(error, SyntaxError) and error.filename == _SNIPPET:
+            line, text = str(error.lineno or ""), str(error.msg)
+        else:
+            text = str(error)
+            trace = error.__traceback__
+            while trace is not None:
+                if trace.tb_frame.f_code.co_filename == _SNIPPET:
+                    line = str(trace.tb_lineno)
+                trace = trace.tb_next
+        parts = [part.replace("\0", " ") for part in (kind[:80], line[:10], text[: wire.MAX_ERROR_BYTES])]
+        # a cut at the byte limit may split a character: the host decodes with "replace"
+        return "\0".join(parts).encode("utf-8", "replace")[: wire.MAX_ERROR_BYTES]
+    except BaseException:
+        return b"Exception\0\0the error cannot be printed"
+
+
+def _send(kind: int, payload: bytes = b"") -> None:
+    data = memoryview(wire.FRAME.pack(wire.MAGIC, kind, len(payload)) + payload)
+    while data:
+        data = data[os.write(DATA_FD, data) :]
+
+
+def _receive(size: int) -> bytearray:
+    """Exactly `size` bytes; a bytearray, so that arrays made of it are writable."""
+    data = bytearray()
+    while len(data) < size:
+        piece = os.read(DATA_FD, size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data

@@ -1,0 +1,87 @@
+"""Imports and warms everything that a snippet may need, before the doors close.
+
+A child cannot open files, so what is not loaded here cannot be imported there. Nothing is ever *fitted* here: a
+process that has used OpenMP leaves its forked children hanging in their first parallel loop.
+"""
+
+import importlib
+import pkgutil
+import sys
+import time
+
+# these start threads, or are large and of no use to a classifier; sklearn and pandas do without them
+_KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython"}
+_WHOLE = ("sklearn",)
+_PACKAGES = (
+    "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial numpy.ma numpy.ctypeslib numpy.exceptions "
+    "numpy.rec numpy.char numpy.testing numpy.typing "
+    "scipy scipy.stats scipy.stats.qmc scipy.stats.mstats scipy.optimize scipy.special scipy.linalg scipy.sparse "
+    "scipy.sparse.linalg scipy.sparse.csgraph scipy.spatial scipy.spatial.distance scipy.spatial.transform "
+    "scipy.cluster.hierarchy scipy.cluster.vq scipy.interpolate scipy.integrate scipy.signal scipy.ndimage "
+    "scipy.fft scipy.constants scipy.io joblib threadpoolctl"
+).split()
+_OPTIONAL = ("pandas", "xgboost", "lightgbm", "catboost")
+_STANDARD = (
+    "abc argparse array ast base64 bisect calendar cmath codecs collections collections.abc colorsys "
+    "concurrent.futures concurrent.futures.process concurrent.futures.thread contextlib contextvars copy csv ctypes "
+    "dataclasses datetime decimal difflib enum errno fractions functools gc getpass glob hashlib heapq html http "
+    "importlib importlib.metadata importlib.readers importlib.resources "
+    "importlib.resources.readers importlib.util inspect io itertools json keyword logging math multiprocessing "
+    "multiprocessing.pool multiprocessing.shared_memory numbers operator os pathlib pdb pickle platform pprint queue "
+    "random re secrets select shutil signal socket sqlite3 statistics string struct subprocess sys tempfile "
+    "textwrap threading time timeit traceback types typing unittest urllib.request uuid warnings weakref zlib "
+    "_strptime encodings.ascii encodings.latin_1 encodings.utf_16 encodings.utf_32 encodings.idna encodings.cp1252"
+).split()
+
+
+class Gate:
+    """A first import finder that says no, in the words that `except ImportError` understands."""
+
+    def __init__(self, names: set[str] | None) -> None:
+        """Refuses the named top-level packages; with None, everything that is not built into the interpreter."""
+        self._names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Raises ModuleNotFoundError for what is refused, and leaves the rest to the next finder."""
+        top = name.partition(".")[0]
+        if top in self._names if self._names is not None else name not in sys.builtin_module_names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def preload() -> None:
+    """Imports everything; takes one to three seconds, once a worker."""
+    gate = Gate(_KEPT_OUT)
+    sys.meta_path.insert(0, gate)
+    for name in (*_STANDARD, *_PACKAGES):
+        importlib.import_module(name)
+    for name in _OPTIONAL:
+        _try(name)
+    for root in _WHOLE:
+        package = importlib.import_module(root)
+        for module in pkgutil.walk_packages(package.__path__, f"{root}.", onerror=lambda name: None):
+            parts = module.name.split(".")
+            if not {"tests", "externals", "conftest", "_build_utils"} & set(parts):
+                _try(module.name)
+    sys.meta_path.remove(gate)
+    _warm()
+
+
+def _try(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass  # absent, or a part of sklearn that needs something absent
+
+
+def _warm() -> None:
+    """Fills the caches that would otherwise be filled from files."""
+    from joblib import cpu_count
+    from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
+    from sklearn.utils.parallel import _get_threadpool_controller
+
+    _get_threadpool_controller()  # reads /proc/self/maps
+    _openmp_effective_n_threads()
+    cpu_count(only_physical_cores=True)
+    time.tzset()
+    time.strftime("%c")
+    time.strptime("2024", "%Y")

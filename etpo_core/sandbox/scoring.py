@@ -1,0 +1,107 @@
+"""Splits and scores: everything that needs the labels of a validation half, and so happens in the host only."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+
+from etpo_core.errors import UserError
+
+DECIMALS = 6  # the last bits of a fit differ between processors; a score shall not
+
+
+class BadTable(Exception):
+    """A child's table cannot be scored."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One random half/half split; `order` is how the validation rows are shuffled before a child sees them."""
+
+    seed: int
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    order: np.ndarray
+    classes: np.ndarray
+
+
+def table_of(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checks a data set and returns it as float64 [rows, features] and int64 [rows].
+
+    Raises:
+        UserError: wrong dimensions, unequal lengths, labels that are not whole numbers.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim != 2 or y.shape != (len(x),) or x.shape[1] == 0:
+        raise UserError(
+            f"x has shape {x.shape} and y {y.shape}; give x as (rows, features) and y as (rows,), rows alike"
+        )
+    if x.dtype.kind not in "biuf" or y.dtype.kind not in "biu":
+        raise UserError(f"x is of type {x.dtype} and y of type {y.dtype}; give numbers and integer labels")
+    return np.ascontiguousarray(x, "<f8"), np.ascontiguousarray(y, "<i8")
+
+
+def make_split(x: np.ndarray, y: np.ndarray, seed: int) -> Split:
+    """The split that `train_test_split(arange(rows), test_size=0.5, random_state=seed)` makes, not stratified.
+
+    The validation rows go to a child in an order drawn from a digest of the whole table, labels included: the same
+    on every run, yet not to be guessed by code that has not seen the labels.
+
+    Args:
+        x: float64 [rows, features].
+        y: int64 [rows].
+        seed: of the split.
+
+    Raises:
+        UserError: a half holds fewer than two classes, so that there is nothing to learn or no AUC.
+    """
+    if len(y) < 4:
+        raise UserError(f"the table has {len(y)} rows; a split into two halves needs at least 4")
+    train, test = train_test_split(np.arange(len(y)), test_size=0.5, random_state=seed, shuffle=True)
+    for half, rows in (("training", train), ("validation", test)):
+        if len(np.unique(y[rows])) < 2:
+            raise UserError(
+                f"split {seed} leaves one class in its {half} half; use another seed or more rows"
+            )
+    digest = hashlib.sha256(b"order of the validation rows")
+    for part in (x.tobytes(), y.tobytes(), str((x.shape, seed)).encode()):
+        digest.update(part)
+    order = np.random.default_rng(int.from_bytes(digest.digest())).permutation(len(test))
+    return Split(seed, x[train], y[train], x[test], y[test], order, np.unique(y))
+
+
+def area_under_curve(table: np.ndarray, y: np.ndarray, classes: np.ndarray) -> float:
+    """ROC AUC of a table of class probabilities, rounded to 6 decimals.
+
+    Two classes: the AUC of the column of the larger label. More: one-vs-one, macro average (each pair of classes
+    counts the same), as in the paper. The rows of one-vs-one must be comparable, so they are scaled to sum to 1
+    where they do not (a row of zeros becomes uniform); a class that the training half lacked has probability 0
+    throughout. A class that the validation half lacks takes part in no pair: the average is over the others.
+
+    Args:
+        table: float64 [rows, classes], columns in the order of `classes`.
+        y: int64 [rows], at least two different labels.
+        classes: int64 [classes], all labels of the task in ascending order.
+
+    Raises:
+        BadTable: a value is not finite, or a probability of a many-class table is negative.
+    """
+    if not np.isfinite(table).all():
+        raise BadTable("predict_proba returned NaN or infinite values")
+    if len(classes) == 2:
+        return round(float(roc_auc_score(y, table[:, 1])), DECIMALS)
+    if (table < 0).any():
+        raise BadTable("predict_proba returned negative probabilities")
+    with np.errstate(over="ignore"):
+        total = table.sum(axis=1, keepdims=True)
+    if not np.isfinite(total).all():
+        raise BadTable("predict_proba returned values too large to be probabilities")
+    if not np.allclose(total, 1.0, rtol=0, atol=1e-8):
+        uniform = np.full_like(table, 1.0 / len(classes))
+        table = np.divide(table, total, out=uniform, where=total > 0)
+    score = roc_auc_score(y, table, multi_class="ovo", average="macro", labels=classes)
+    return round(float(score), DECIMALS)
