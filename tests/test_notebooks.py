@@ -15,6 +15,8 @@ from etpo_core.errors import UserError
 
 ALL = sorted((fixtures.CHECKOUT / "notebooks").glob("*.ipynb"))
 WRITES = {
+    "algorithm": {"workflow": "f", "algorithm": "t", "readings_of_q": "t"},
+    "consistency": {"gap_by_inner_discount": "ft"},
     "dataset_table": {"datasets": "t", "class_counts": "f"},
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},

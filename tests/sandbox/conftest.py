@@ -13,6 +13,7 @@ from programs import INNOCENT, LIMITS, WALL  # noqa: E402
 
 from etpo_core.sandbox import SandboxPool, Status  # noqa: E402
 from etpo_core.sandbox import pool as pool_module
+from etpo_core.sandbox.filter import Unavailable  # noqa: E402
 
 _number = itertools.count()
 

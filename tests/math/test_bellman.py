@@ -1,0 +1,451 @@
+"""`etpo_core.bellman` on small arrays worked out by hand, at the edge of the number formats, and on bad input."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from etpo_core import bellman
+
+INF, NAN, LN2 = math.inf, math.nan, math.log(2)
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(actual, expected, tolerance=1e-14):
+    torch.testing.assert_close(actual, f64(expected), rtol=tolerance, atol=tolerance)
+
+
+def batch(seed, rows, tokens):
+    """Random arguments of `lambda_targets`, with importance and baseline, valid everywhere (padding too)."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return {
+        "expected_q": normal(rows, tokens),
+        "kl": normal(rows, tokens).abs(),
+        "lengths": torch.randint(1, tokens + 1, (rows,), generator=g),
+        "reward": normal(rows),
+        "done": torch.rand(rows, generator=g) < 0.5,
+        "next_soft_value": normal(rows),
+        "importance": normal(rows, tokens).exp(),
+        "baseline": normal(rows, tokens),
+    }
+
+
+PER_TOKEN = ("expected_q", "kl", "importance", "baseline")
+SCALARS = {"beta": 0.3, "gamma": 0.9, "lam": 0.7}
+shapes = given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), tokens=st.integers(1, 6))
+quick = settings(max_examples=25, deadline=None)
+
+
+class TestPositionMask:
+    def test_by_hand(self):
+        mask = bellman.position_mask(torch.tensor([1, 3, 2]), 3)
+        assert mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+
+    @pytest.mark.parametrize("lengths", [[0, 1], [1, 4]])
+    def test_length_out_of_range(self, lengths):
+        with pytest.raises(ValueError, match=r"lengths: shape \(2,\) holds .* expected 1 to 3"):
+            bellman.position_mask(torch.tensor(lengths), 3)
+
+
+class TestKl:
+    def test_by_hand(self):
+        policy, reference = f64([0.5, 0.25, 0.25]).log(), f64([0.25, 0.5, 0.25]).log()
+        # 1/2 ln(2) + 1/4 ln(1/2) + 1/4 ln(1) = 1/4 ln 2; logits may be shifted
+        close(bellman.kl_divergence(policy + 3, reference - 5), LN2 / 4)
+
+    def test_direction(self):
+        policy, reference = f64([0.75, 0.25]).log(), f64([0.5, 0.5]).log()
+        close(bellman.kl_divergence(policy, reference), 0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+    def test_forbidden_tokens(self):
+        same = bellman.kl_divergence(f64([0.0, 0.0, -INF]), f64([0.0, 0.0, -INF]))
+        only_policy = bellman.kl_divergence(f64([0.0, 0.0, -INF, -INF]), f64([0.0, 0.0, 0.0, 0.0]))
+        only_reference = bellman.kl_divergence(f64([0.0, 0.0]), f64([0.0, -INF]))
+        close(torch.stack([same, only_policy]), [0, LN2])
+        assert only_reference == INF
+
+    def test_any_leading_shape(self):
+        policy, reference = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+        whole = bellman.kl_divergence(policy, reference)
+        assert whole.shape == (2, 3, 4)
+        assert torch.allclose(whole[1, 2, 3], bellman.kl_divergence(policy[1, 2, 3], reference[1, 2, 3]))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("vocabulary", [2, 150_000])
+    @pytest.mark.parametrize("scale", [1.0, 1e4])
+    def test_low_precision_in_wide_sums(self, dtype, vocabulary, scale):
+        g = torch.Generator().manual_seed(0)
+        policy = (scale * torch.randn(3, vocabulary, generator=g)).clamp(-1e4, 1e4).to(dtype)
+        reference = (scale * torch.randn(3, vocabulary, generator=g)).clamp(-1e4, 1e4).to(dtype)
+        policy[:, 1:2], reference[:, 1:2] = -INF, -INF
+        kl = bellman.kl_divergence(policy, reference)
+        assert kl.dtype == torch.float32
+        exact = bellman.kl_divergence(policy.double(), reference.double())
+        torch.testing.assert_close(kl, exact.float(), rtol=2e-5, atol=2e-5)
+        assert (kl >= 0).all() and torch.isfinite(kl).all()
+
+    def test_the_far_ends(self):
+        kl = bellman.kl_divergence(torch.tensor([1e4, -1e4]), torch.tensor([-1e4, 1e4]))
+        assert kl == 2e4
+
+    def test_zero_at_the_start(self):
+        logits = torch.randn(4, 1000, dtype=torch.bfloat16)
+        assert (bellman.kl_divergence(logits, logits) == 0).all()
+
+    def test_gradient_has_no_nan_where_tokens_are_forbidden(self):
+        policy = torch.tensor([1e4, -1e4, -INF, 3.0], requires_grad=True)
+        bellman.kl_divergence(policy, torch.tensor([-1e4, 1e4, -INF, 0.0])).backward()
+        assert torch.isfinite(policy.grad).all()
+
+
+class TestExpectedQ:
+    def test_by_hand(self):
+        logits = f64([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).log()
+        close(bellman.expected_q(logits, f64([[4, 2, -2], [4, 2, -2]])), [2, 0.5])
+
+    def test_q_of_a_forbidden_token_is_ignored(self):
+        close(bellman.expected_q(f64([0.0, -INF]), f64([3.0, -INF])), 3)
+        close(bellman.expected_q(f64([0.0, -INF]), f64([3.0, INF])), 3)
+
+    def test_bfloat16_is_summed_wide(self):
+        logits = torch.zeros(150_000, dtype=torch.bfloat16)
+        q = torch.full((150_000,), 0.5, dtype=torch.bfloat16)
+        mean = bellman.expected_q(logits, q)
+        assert mean.dtype == torch.float32 and abs(mean - 0.5) < 1e-5
+
+    def test_overlap(self):
+        policy, behaviour = f64([0.5, 0.25, 0.25]).log(), f64([0.25, 0.75, 0.0]).log()
+        # minima 1/4, 1/4, 0: the mean of 4 and 2
+        close(bellman.overlap_q(policy, behaviour, f64([4, 2, -2])), 3)
+        close(bellman.overlap_q(policy, policy, f64([4, 2, -2])), 2)
+        close(bellman.overlap_q(f64([0.0, -INF]), f64([-INF, 0.0]), f64([4, 2])), 0)
+
+
+class TestSoftValue:
+    def test_by_hand(self):
+        close(bellman.soft_value(f64([2, 1]), f64([4, 0]), 0.25), [1, 1])
+
+
+class TestTokenTargets:
+    soft_values = f64([[9, 1, 2], [5, NAN, NAN], [3, 4, NAN]])
+    rest = (
+        torch.tensor([3, 1, 2]),
+        f64([1, -1, 0.5]),
+        torch.tensor([True, False, False]),
+        f64([NAN, 2, 4]),
+        0.5,
+    )
+
+    def test_by_hand(self):
+        # row 0 ends the episode; rows 1 (one token) and 2 bootstrap: -1 + 0.5 * 2 and 0.5 + 0.5 * 4
+        close(bellman.token_targets(self.soft_values, *self.rest), [[1, 2, 1], [0, 0, 0], [4, 2.5, 0]])
+
+    def test_inner_discount_by_hand(self):
+        targets = bellman.token_targets(self.soft_values, *self.rest, inner_discount=0.5)
+        close(targets, [[0.5, 1, 1], [0, 0, 0], [2, 2.5, 0]])
+
+    def test_done_ends_and_a_cut_bootstraps(self):
+        for done, last in ((True, 1.0), (False, 1.0 + 0.5 * 8)):
+            targets = bellman.token_targets(
+                f64([[0.0, 7.0]]), torch.tensor([2]), f64([1.0]), torch.tensor([done]), f64([8.0]), 0.5
+            )
+            close(targets, [[7.0, last]])
+
+
+class TestLambdaTargets:
+    # one action of three tokens: V = E[Q] - 0.5 KL = ., 2, 2; it ends with reward 1
+    given = {
+        "expected_q": f64([[9, 3, 4]]),
+        "kl": f64([[1, 2, 4]]),
+        "lengths": torch.tensor([3]),
+        "reward": f64([1]),
+        "done": torch.tensor([True]),
+        "next_soft_value": f64([NAN]),
+        "beta": 0.5,
+        "gamma": 0.9,
+    }
+
+    def test_half_by_hand(self):
+        # y1 = 2 + 0.5 (1 - 4) = 0.5, y0 = 2 + 0.5 (0.5 - 3) = 0.75
+        close(bellman.lambda_targets(**self.given, lam=0.5), [[0.75, 0.5, 1]])
+
+    def test_one_is_the_return_by_hand(self):
+        # y1 = 1 - 0.5 * 4, y0 = y1 - 0.5 * 2
+        close(bellman.lambda_targets(**self.given, lam=1.0), [[-2, -1, 1]])
+
+    def test_weights_are_truncated_by_hand(self):
+        # c = ., min(1, 4), min(1, 0.5): y1 = 2 + 0.5 (1 - 4) = 0.5, y0 = 2 + 1 (0.5 - 3) = -0.5
+        importance = f64([[7, 4, 0.5]])
+        close(bellman.lambda_targets(**self.given, lam=1.0, importance=importance), [[-0.5, 0.5, 1]])
+
+    def test_baseline_by_hand(self):
+        # y1 = 2 + 0.5 (1 - 2) = 1.5, y0 = 2 + 1 (1.5 - 1) = 2.5
+        targets = bellman.lambda_targets(
+            **self.given, lam=1.0, importance=f64([[1, 4, 0.5]]), baseline=f64([[0, 1, 2]])
+        )
+        close(targets, [[2.5, 1.5, 1]])
+
+    @quick
+    @shapes
+    def test_zero_is_the_one_step_backup(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        lam = bellman.lambda_targets(**b, **(SCALARS | {"lam": 0.0}))
+        values = bellman.soft_value(b["expected_q"], b["kl"], 0.3)
+        one = bellman.token_targets(values, b["lengths"], b["reward"], b["done"], b["next_soft_value"], 0.9)
+        assert torch.equal(lam, one)
+
+    @quick
+    @shapes
+    def test_one_is_the_monte_carlo_return(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        del b["importance"], b["baseline"]
+        targets = bellman.lambda_targets(**b, **(SCALARS | {"lam": 1.0}))
+        for i in range(rows):
+            onward = 0.0 if b["done"][i] else 0.9 * b["next_soft_value"][i].item()
+            for j in range(b["lengths"][i]):
+                later = b["kl"][i, j + 1 : b["lengths"][i]].sum().item()
+                expected = b["reward"][i].item() - 0.3 * later + onward
+                assert targets[i, j].item() == pytest.approx(expected, abs=1e-12)
+
+    @quick
+    @shapes
+    def test_importance_of_one_changes_nothing(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        del b["importance"]
+        with_ones = bellman.lambda_targets(**b, **SCALARS, importance=torch.ones(rows, tokens).double())
+        assert torch.equal(with_ones, bellman.lambda_targets(**b, **SCALARS))
+
+
+class TestEpisodeLambdaTargets:
+    def test_by_hand(self):
+        # Row 1 is the first action (two tokens), row 0 the second and last (one token), cut at the step limit.
+        # Row 0: V = 6 - 0.5 * 2 = 5, y = 2 + 0.5 * 4 = 4, hands on 5 + 0.5 (4 - 6) = 4.
+        # Row 1: last token 1 + 0.5 * 4 = 3, first token V + 0.5 (3 - 3) = 3 - 0.5 * 2 = 2.
+        targets = bellman.episode_lambda_targets(
+            expected_q=f64([[6, NAN], [8, 3]]),
+            kl=f64([[2, NAN], [1, 2]]),
+            lengths=torch.tensor([1, 2]),
+            reward=f64([2, 1]),
+            done=torch.tensor([False, False]),
+            next_soft_value=f64([4, NAN]),
+            next_action=torch.tensor([-1, 0]),
+            beta=0.5,
+            gamma=0.5,
+            lam=0.5,
+        )
+        close(targets, [[4, 0], [2, 3]])
+
+    @quick
+    @given(seed=st.integers(0, 10_000), lam=st.sampled_from([0.0, 0.4, 1.0]))
+    def test_a_cut_through_an_action_changes_nothing(self, seed, lam):
+        """With γ = 1 and no reward at the cut, three short actions in a row are one long one."""
+        b = batch(seed, 1, 6)
+        b["lengths"] = torch.tensor([6])
+        long = bellman.lambda_targets(**b, beta=0.3, gamma=1.0, lam=lam)
+        parts = {name: b[name].view(3, 2) for name in PER_TOKEN}
+        short = bellman.episode_lambda_targets(
+            **parts,
+            lengths=torch.tensor([2, 2, 2]),
+            reward=torch.cat([f64([0, 0]), b["reward"]]),
+            done=torch.cat([torch.tensor([False, False]), b["done"]]),
+            next_soft_value=torch.cat([f64([NAN, NAN]), b["next_soft_value"]]),
+            next_action=torch.tensor([1, 2, -1]),
+            beta=0.3,
+            gamma=1.0,
+            lam=lam,
+        )
+        torch.testing.assert_close(short.view(1, 6), long, rtol=1e-13, atol=1e-13)
+
+    def test_one_is_the_return_of_the_episode(self):
+        kl = f64([[1, 2], [3, 4]])
+        targets = bellman.episode_lambda_targets(
+            f64([[5, 6], [7, 8]]), kl, torch.tensor([2, 2]), f64([-1, 0.8]), torch.tensor([False, True]),
+            f64([NAN, NAN]), torch.tensor([1, -1]), beta=0.1, gamma=0.9, lam=1.0,
+        )  # fmt: skip
+        first_last = -1 + 0.9 * (-0.1 * 3 - 0.1 * 4 + 0.8)
+        close(targets, [[first_last - 0.1 * 2, first_last], [0.8 - 0.1 * 4, 0.8]])
+
+    @quick
+    @shapes
+    def test_without_followers_it_is_lambda_targets(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        nobody = torch.full((rows,), -1)
+        assert torch.equal(
+            bellman.episode_lambda_targets(**b, next_action=nobody, **SCALARS),
+            bellman.lambda_targets(**b, **SCALARS),
+        )
+
+    @pytest.mark.parametrize(
+        ("next_action", "done", "words"),
+        [
+            ([1, 0], [False, False], "circle"),
+            ([2, -1], [False, False], "row of the batch"),
+            ([1, -1], [True, False], "wherever done"),
+        ],
+    )
+    def test_impossible_orders(self, next_action, done, words):
+        with pytest.raises(ValueError, match=f"next_action: shape .*{words}"):
+            bellman.episode_lambda_targets(
+                f64([[0.0], [0.0]]), f64([[0.0], [0.0]]), torch.tensor([1, 1]), f64([0, 0]), torch.tensor(done),
+                f64([0, 0]), torch.tensor(next_action), beta=0.1, gamma=0.9, lam=1.0,
+            )  # fmt: skip
+
+
+class TestActionTargets:
+    def test_by_hand(self):
+        targets = bellman.action_targets(
+            torch.tensor([3, 1]), 3, f64([1, -1]), torch.tensor([True, False]), f64([NAN, 2]), 0.5
+        )
+        close(targets, [[1, 1, 1], [0, 0, 0]])
+
+    def test_agrees_with_the_token_targets_at_the_last_token(self):
+        b = batch(3, 5, 4)
+        rest = (b["reward"], b["done"], b["next_soft_value"], 0.9)
+        action = bellman.action_targets(b["lengths"], 4, *rest)
+        token = bellman.token_targets(b["expected_q"], b["lengths"], *rest)
+        last = (b["lengths"] - 1)[:, None]
+        assert torch.equal(action.gather(1, last), token.gather(1, last))
+
+
+class TestBatches:
+    """What must hold for any batch, whatever the numbers are."""
+
+    @quick
+    @shapes
+    def test_a_batch_of_one_equals_a_batch_of_many(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        whole = bellman.lambda_targets(**b, **SCALARS)
+        for i in range(rows):
+            alone = bellman.lambda_targets(**{name: v[i : i + 1] for name, v in b.items()}, **SCALARS)
+            assert torch.equal(alone[0], whole[i])
+
+    @quick
+    @shapes
+    def test_order_of_the_batch(self, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+        shuffled = bellman.lambda_targets(**{name: v[order] for name, v in b.items()}, **SCALARS)
+        assert torch.equal(shuffled, bellman.lambda_targets(**b, **SCALARS)[order])
+
+    @quick
+    @shapes
+    @pytest.mark.parametrize("junk", [NAN, INF, -1e30])
+    def test_padding_is_never_read(self, junk, seed, rows, tokens):
+        b = batch(seed, rows, tokens)
+        padding = ~bellman.position_mask(b["lengths"], tokens)
+        dirty = {n: v.masked_fill(padding, junk) if n in PER_TOKEN else v for n, v in b.items()}
+        dirty["next_soft_value"] = b["next_soft_value"].masked_fill(b["done"], junk)
+        targets = bellman.lambda_targets(**dirty, **SCALARS)
+        assert torch.equal(targets, bellman.lambda_targets(**b, **SCALARS))
+        assert (targets[padding] == 0).all()
+        wider = {n: torch.nn.functional.pad(v, (0, 3), value=junk) if n in PER_TOKEN else v for n, v in dirty.items()}
+        assert torch.equal(bellman.lambda_targets(**wider, **SCALARS)[:, :tokens], targets)
+
+
+class TestGradients:
+    def test_gradcheck(self):
+        torch.manual_seed(0)
+        policy = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+        other = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+        q = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+        assert gradcheck(bellman.kl_divergence, (policy, other))
+        assert gradcheck(bellman.expected_q, (policy, q))
+        assert gradcheck(bellman.overlap_q, (policy, other, q))
+
+    def test_gradcheck_of_targets(self):
+        b = batch(1, 3, 4)
+        b["importance"] = torch.full_like(b["importance"], 0.6)
+        free = [b[name].requires_grad_() for name in ("expected_q", "kl", "reward", "next_soft_value", "baseline")]
+
+        def targets(expected_q, kl, reward, next_soft_value, baseline):
+            given = b | dict(
+                expected_q=expected_q, kl=kl, reward=reward, next_soft_value=next_soft_value, baseline=baseline
+            )
+            follows = torch.tensor([-1, -1, -1])
+            follows[(~b["done"]).nonzero()[0]] = 2 if not b["done"][0] else -1
+            return bellman.episode_lambda_targets(**given, next_action=follows, **SCALARS)
+
+        assert gradcheck(targets, free)
+
+
+def tokens_call(**change):
+    given = {
+        "soft_values": torch.zeros(2, 3),
+        "lengths": torch.tensor([3, 2]),
+        "reward": torch.zeros(2),
+        "done": torch.tensor([True, False]),
+        "next_soft_value": torch.zeros(2),
+        "gamma": 0.9,
+    }
+    return bellman.token_targets(**(given | change))
+
+
+def lambda_call(**change):
+    given = batch(0, 2, 3) | SCALARS
+    return bellman.lambda_targets(**(given | change))
+
+
+class TestErrors:
+    """A message names the argument, says its shape and what was expected."""
+
+    @pytest.mark.parametrize(
+        ("call", "words"),
+        [
+            (lambda: tokens_call(reward=torch.zeros(3)), r"reward: shape \(3,\), expected \[2\]"),
+            (lambda: tokens_call(reward=torch.zeros(2, 1)), r"reward: shape \(2, 1\), expected \[2\]"),
+            (lambda: tokens_call(reward=torch.zeros(2).long()), r"reward: shape \(2,\) of torch.int64"),
+            (lambda: tokens_call(reward=torch.tensor([0, NAN])), r"reward: shape \(2,\) holds NaN"),
+            (lambda: tokens_call(next_soft_value=torch.tensor([0, NAN])), "next_soft_value: .* holds NaN"),
+            (lambda: tokens_call(done=torch.zeros(2)), r"done: shape \(2,\) of torch.float32, expected torch.bool"),
+            (lambda: tokens_call(lengths=torch.tensor([3.0, 2.0])), "lengths: .* expected an integer dtype"),
+            (lambda: tokens_call(lengths=torch.tensor([3, 2, 1])), r"lengths: shape \(3,\), expected \[2\]"),
+            (lambda: tokens_call(lengths=torch.tensor([4, 1])), r"lengths: .* expected 1 to 3"),
+            (lambda: tokens_call(soft_values=torch.zeros(6)), r"soft_values: .* expected \[batch, tokens\]"),
+            (lambda: tokens_call(soft_values=torch.full((2, 3), NAN)), r"soft_values: shape \(2, 3\) holds NaN"),
+            (lambda: tokens_call(soft_values=[[0.0]]), "soft_values: got list, expected a tensor"),
+            (lambda: tokens_call(gamma=1.5), "gamma: got 1.5, expected a finite number between 0 and 1"),
+            (lambda: tokens_call(inner_discount=-0.1), "inner_discount: got -0.1"),
+            (lambda: lambda_call(kl=torch.zeros(2, 4)), r"kl: shape \(2, 4\), expected \[2, 3\]"),
+            (lambda: lambda_call(lam=NAN), "lam: got nan, expected"),
+            (lambda: lambda_call(beta=-1.0), "beta: got -1.0, expected a finite number of at least 0"),
+            (lambda: lambda_call(importance=-torch.ones(2, 3)), r"importance: shape \(2, 3\) holds NaN or neg"),
+            (lambda: lambda_call(importance=torch.full((2, 3), NAN)), "importance: .* holds NaN"),
+            (lambda: lambda_call(baseline=torch.full((2, 3), NAN)), "baseline: .* holds NaN"),
+            (
+                lambda: bellman.kl_divergence(torch.zeros(2, 3), torch.zeros(2, 4)),
+                r"reference_logits: shape \(2, 4\), expected \[2, 3\]",
+            ),
+            (
+                lambda: bellman.kl_divergence(torch.tensor([0.0, NAN]), torch.zeros(2)),
+                r"policy_logits: shape \(2,\) holds NaN or \+inf",
+            ),
+            (
+                lambda: bellman.kl_divergence(torch.zeros(2), torch.tensor([0.0, INF])),
+                r"reference_logits: shape \(2,\) holds NaN or \+inf",
+            ),
+            (lambda: bellman.kl_divergence(torch.zeros(2).long(), torch.zeros(2)), "policy_logits: .*floating"),
+            (lambda: bellman.kl_divergence(torch.full((2,), -INF), torch.zeros(2)), "policy_logits: .*row of -inf"),
+            (lambda: bellman.expected_q(torch.zeros(2), torch.tensor([NAN, 0.0])), r"q: shape \(2,\) holds NaN"),
+            (lambda: bellman.expected_q(torch.zeros(2), torch.zeros(3)), r"q: shape \(3,\), expected \[2\]"),
+            (lambda: bellman.expected_q(torch.tensor(1.0), torch.tensor(1.0)), "policy_logits: .*vocabulary"),
+            (
+                lambda: bellman.overlap_q(torch.zeros(2), torch.tensor([NAN, 0.0]), torch.zeros(2)),
+                "behaviour_logits: .* holds NaN",
+            ),
+            (lambda: bellman.soft_value(torch.zeros(2), torch.tensor([NAN, 0.0]), 0.1), "kl: .* holds NaN"),
+            (lambda: bellman.position_mask(torch.tensor([1]), 0), "tokens: got 0"),
+        ],
+    )
+    def test_message(self, call, words):
+        with pytest.raises(ValueError, match=words):
+            call()
