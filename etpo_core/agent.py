@@ -1,0 +1,259 @@
+"""One frozen language model in four roles: reference, policy, critic and target critic.
+
+The reference is the frozen base itself; the other roles are LoRA adapters of it, so four networks cost one set of
+weights. A role is asked for hidden states at the positions from which action tokens are drawn; what becomes of them
+- logits, values, losses - is the business of `head`, `bellman` and `losses`. Token ids are kept from sampling to
+loss: text is decoded for the executor and never tokenised again.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample
+from .language_model import decode_action, encode_prompt
+from .prompts import Action, Prompt
+
+ADAPTERS = ("policy", "critic", "target_critic")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts followed by actions, padded on the right; what lies where is told by position.
+
+    Attributes:
+        ids: token ids [batch, longest].
+        attention_mask: 1 where a token stands [batch, longest].
+        rows: batch index of each action position [N], all actions one after another.
+        columns: index of the hidden state that the action token is drawn from [N].
+        tokens: the action tokens [N].
+        lengths: tokens of each action [batch]; N is their sum.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    tokens: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def pack(cls, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], device) -> "Sequences":
+        """Packs prompts and actions. An action must have at least one token."""
+        whole = [list(p) + list(a) for p, a in zip(prompts, actions, strict=True)]
+        longest = max(map(len, whole))
+        index = [
+            (b, len(p) - 1 + j, t)
+            for b, (p, a) in enumerate(zip(prompts, actions, strict=True))
+            for j, t in enumerate(a)
+        ]
+        rows, columns, tokens = torch.tensor(index, device=device).T
+        return cls(
+            ids=torch.tensor([w + [0] * (longest - len(w)) for w in whole], device=device),
+            attention_mask=torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in whole], device=device),
+            rows=rows,
+            columns=columns,
+            tokens=tokens,
+            lengths=torch.tensor([len(a) for a in actions], device=device),
+        )
+
+    def to_padded(self, values: Tensor) -> Tensor:
+        """Spreads values of action positions [N] over a matrix [batch, longest action], 0 beyond an action's end."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        position = torch.arange(len(values), device=values.device) - starts[self.rows]
+        padded = values.new_zeros(len(self.lengths), int(self.lengths.max()))
+        return padded.index_put((self.rows, position), values)
+
+    def to_flat(self, padded: Tensor) -> Tensor:
+        """The inverse of `to_padded`: [batch, longest action] to [N]."""
+        return padded[torch.arange(padded.shape[1], device=padded.device) < self.lengths[:, None]]
+
+
+class Agent:
+    """A causal language model with adapters for each trained role.
+
+    Args:
+        model: the frozen base, as `language_model.load_model` returns it.
+        tokenizer: its tokenizer.
+        card: its card (`format` of prompts, `eos_token_id`).
+        rank: LoRA rank of every adapter; `None` for an agent that is never trained.
+        alpha: LoRA scale, alpha / rank.
+        seed: of the adapters' initial weights.
+        precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast).
+    """
+
+    def __init__(self, model, tokenizer, card, *, rank: int | None, alpha: int, seed: int, precision: str):
+        self.tokenizer, self.card = tokenizer, card
+        self.device = next(model.parameters()).device
+        self.compute_dtype = getattr(torch, precision)
+        model.requires_grad_(False)
+        causal = model
+        self.head_weight = causal.get_output_embeddings().weight.detach().float()
+        self.value_heads = nn.ModuleDict()
+        if rank is not None:
+            torch.manual_seed(seed)
+            # "all-linear" leaves the output head out: it stays frozen and common to all roles.
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours to mend
+                model = get_peft_model(model, config, adapter_name="policy")
+                for adapter in ADAPTERS[1:]:
+                    model.add_adapter(adapter, config)
+            for adapter in ADAPTERS[1:]:
+                head = nn.Linear(self.head_weight.shape[1], 1).to(self.device)
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+                self.value_heads[adapter] = head
+        self.model = model.eval()  # no dropout anywhere: a pass depends on its input alone
+        self.trainable = rank is not None
+        if self.trainable:
+            self._parameters = {
+                adapter: [p for n, p in model.named_parameters() if f".{adapter}." in n] for adapter in ADAPTERS
+            }
+            self.track(("critic", "target_critic"), 0.0)
+        self._causal = causal
+        self._decoder: Decoder | None = None
+
+    # Roles -----------------------------------------------------------------------------------------------------
+
+    def parameters(self, adapter: str) -> list[nn.Parameter]:
+        """The LoRA weights of an adapter."""
+        return self._parameters[adapter]
+
+    @contextmanager
+    def _role(self, role: str) -> Iterator[None]:
+        if not self.trainable:
+            if role not in ("reference", "policy"):
+                raise ValueError(f"role {role!r} of an agent without adapters; expected reference or policy")
+            yield
+        elif role == "reference":
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(role)
+            # peft freezes every adapter but the active one, and a frozen leaf would not get the gradient of a graph
+            # that was built before; the target critic alone never has a gradient.
+            for adapter in ("policy", "critic"):
+                for parameter in self._parameters[adapter]:
+                    parameter.requires_grad_(True)
+            for parameter in self._parameters["target_critic"]:
+                parameter.requires_grad_(False)
+            yield
+
+    def hidden(self, role: str, sequences: Sequences, grad: bool = False) -> Tensor:
+        """Last hidden states [N, H] in float32 at the positions that action tokens are drawn from.
+
+        Args:
+            role: reference, policy, critic or target_critic.
+            sequences: prompts and actions.
+            grad: whether a graph is kept for the role's adapter.
+        """
+        autocast = torch.autocast(
+            self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        )
+        with self._role(role), autocast, torch.set_grad_enabled(grad):
+            out = self._causal.base_model(
+                input_ids=sequences.ids, attention_mask=sequences.attention_mask, use_cache=False
+            ).last_hidden_state
+            return out[sequences.rows, sequences.columns].float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [n, vocabulary] in float32 of hidden states [n, H]."""
+        return hidden @ self.head_weight.T
+
+    def value(self, adapter: str, hidden: Tensor) -> Tensor:
+        """The scalar value [N] that an adapter's value head reads off hidden states [N, H].
+
+        The states are scaled by 1 / sqrt(H), so that one optimiser step moves the value by about its learning rate
+        times sqrt(H), whatever the width of the model.
+        """
+        return self.value_heads[adapter](hidden * hidden.shape[-1] ** -0.5).squeeze(-1)
+
+    @torch.no_grad()
+    def track(self, roles: tuple[str, str], tau: float) -> None:
+        """Polyak update: the second role keeps `tau` of itself and takes the rest from the first."""
+        source, target = roles
+        pairs = list(zip(self._parameters[source], self._parameters[target], strict=True))
+        pairs += zip(self.value_heads[source].parameters(), self.value_heads[target].parameters(), strict=True)
+        for new, old in pairs:
+            old.mul_(tau).add_(new, alpha=1.0 - tau)
+
+    # Acting ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a state."""
+        return tuple(encode_prompt(self.tokenizer, prompt, self.card["format"]))
+
+    def refresh(self) -> None:
+        """Hands the policy's current weights to the decoder; call it after every update."""
+        if self._decoder is None:
+            fits = LlamaDecoder.fits(self.model)
+            self._decoder = LlamaDecoder(self.model, self.compute_dtype) if fits else TransformersDecoder(self.model)
+        if self.trainable and isinstance(self._decoder, LlamaDecoder):
+            self._decoder.load("policy")
+
+    @property
+    def decoder_name(self) -> str:
+        """Which decoder writes the actions."""
+        return type(self._decoder).__name__
+
+    def act(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        top_k: int = 0,
+    ) -> list[Action]:
+        """Samples an action of the policy for each state; see `decoder.sample`."""
+        if self._decoder is None:
+            self.refresh()
+        end = self.card["eos_token_id"]
+        with self._role("policy"):
+            sampled = sample(
+                self._decoder,
+                [self.encode(p) for p in prompts],
+                end,
+                max_new_tokens,
+                generator,
+                temperature,
+                top_k,
+            )
+        return [
+            Action(decode_action(self.tokenizer, s.tokens, end), len(s.tokens), s.tokens, s.log_probs, s.finished)
+            for s in sampled
+        ]
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict:
+        """Adapters and value heads, for a checkpoint."""
+        return {
+            "adapters": {a: [p.detach().clone() for p in ps] for a, ps in self._parameters.items()},
+            "value_heads": {k: v.clone() for k, v in self.value_heads.state_dict().items()},
+        }
+
+    def save_policy(self, folder: Path) -> None:
+        """Writes the policy's adapter in peft's format."""
+        self.model.save_pretrained(folder, selected_adapters=["policy"])
+        saved = folder / "policy"  # peft puts a named adapter into a folder of that name
+        if saved.is_dir():
+            for file in saved.iterdir():
+                file.replace(folder / file.name)
+            saved.rmdir()
+
+    @torch.no_grad()
+    def set_state(self, state: dict) -> None:
+        """Restores what `get_state` returned."""
+        for adapter, values in state["adapters"].items():
+            for parameter, value in zip(self._parameters[adapter], values, strict=True):
+                parameter.copy_(value)
+        self.value_heads.load_state_dict(state["value_heads"])
+        self.refresh()

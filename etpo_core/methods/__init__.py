@@ -1,0 +1,63 @@
+"""The methods, one file each against one contract.
+
+A method is built from its section of `params.yaml`, gets the agent once (`start`), and then turns batches of
+transitions into updates (`update`). Whether it trains and whether a failed try comes back with its error are
+attributes; everything else - rollouts, checkpoints, files - is the same for all and lives in `training`.
+"""
+
+from typing import Protocol
+
+from ..errors import unknown
+from ..rollout import Transition
+from ..settings import Settings
+from .action_level import ActionLevelETPO
+from .etpo import ETPO
+from .ppo_kl import PPOKL
+from .reflection import Reflection
+
+
+class Method(Protocol):
+    """What `training` asks of a method."""
+
+    trains: bool
+    reflect: bool
+
+    def start(self, agent, training: Settings) -> None:
+        """Takes the agent whose adapters will be trained, and the `training` section of the settings."""
+
+    def update(self, transitions: list[Transition]) -> dict[str, float]:
+        """Learns from one batch and returns what is to be logged."""
+
+    def get_state(self) -> dict:
+        """State of the optimisers, for a checkpoint."""
+
+    def set_state(self, state: dict) -> None:
+        """Restores what `get_state` returned."""
+
+
+METHODS = {
+    "etpo": ETPO,
+    "etpo_no_reflection": ETPO,
+    "etpo_action_level": ActionLevelETPO,
+    "ppo_kl": PPOKL,
+    "reflection": Reflection,
+    "reflection_gpt4": Reflection,
+}
+
+
+def build_method(name: str, settings: Settings) -> Method:
+    """The method called `name` with its settings.
+
+    Raises:
+        UserError: for an unknown method or a setting that it does not have.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    try:
+        return METHODS[name](**settings.plain())
+    except TypeError as error:
+        known = METHODS[name].__init__.__annotations__
+        wrong = [key for key in settings if key not in known]
+        if not wrong:
+            raise error
+        raise unknown(f"parameter of method {name}", wrong[0], [k for k in known if k != "return"]) from None

@@ -1,0 +1,41 @@
+"""What the trained methods share: micro-batches, the soft value of a next state, the optimiser step."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..agent import Agent, Sequences
+from ..bellman import kl_divergence
+from ..head import streamed
+from ..rollout import Transition
+
+
+def micro_batches(transitions: Sequence[Transition], size: int) -> Iterator[list[Transition]]:
+    """Groups of at most `size` transitions, latest first, so that a next state that was acted in is known before
+    the transition that leads to it."""
+    for end in range(len(transitions), 0, -size):
+        yield list(transitions[max(0, end - size) : end])
+
+
+def pack(agent: Agent, group: Sequence[Transition]) -> Sequences:
+    """The transitions' prompts and actions as one padded batch."""
+    return Sequences.pack([t.prompt for t in group], [t.action for t in group], agent.device)
+
+
+def next_token_kl(agent: Agent, policy_hidden: Tensor, reference_hidden: Tensor) -> Tensor:
+    """KL[pi || rho] over the whole vocabulary at each position, [N], from hidden states [N, H]; no gradient."""
+
+    def divergence(policy: Tensor, reference: Tensor) -> list[Tensor]:
+        return [kl_divergence(agent.logits(policy), agent.logits(reference))]
+
+    return streamed(divergence, policy_hidden.detach(), reference_hidden)[0]
+
+
+def optimiser_step(optimiser: torch.optim.Optimizer, grad_norm: float) -> float:
+    """Clips the gradient to `grad_norm`, steps, clears the gradient; returns the norm before clipping."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, grad_norm)
+    optimiser.step()
+    optimiser.zero_grad()
+    return float(norm)

@@ -1,0 +1,210 @@
+"""ETPO: per-token soft Bellman backup and per-token policy update (arXiv 2402.06700).
+
+The critic is read as a dueling network: a scalar head gives V(prefix), and the language-model head gives the
+advantage A(w) = beta (z_critic(w) - z_reference(w)), centred under the policy, so Q = V + A and E_pi[Q] = V. With
+fresh adapters the critic equals the reference, A is 0 everywhere and the policy starts exactly at its optimum rho;
+what moves Q of one token moves the policy's target by that much over beta. Only sampled tokens are regressed, so
+`advantage_prior` holds the advantage of all others near 0.
+"""
+
+import torch
+from torch import Tensor
+
+from ..agent import Agent, Sequences
+from ..bellman import kl_divergence, lambda_targets, overlap_q
+from ..decoder import next_token_distribution
+from ..head import streamed
+from ..losses import critic_loss, policy_loss, q_dueling
+from ..rollout import Transition
+from ..settings import Settings
+from .common import micro_batches, next_token_kl, optimiser_step, pack
+
+
+class ETPO:
+    """Entropy-regularised token-level policy optimisation.
+
+    Args:
+        beta: weight of KL(policy || reference), in units of reward.
+        gamma: discount between actions; inside an action it is 1.
+        lam: of the soft lambda-return inside an action, 0 = one-step backup, 1 = Monte Carlo.
+        tau: share of itself that the target critic keeps at each update.
+        advantage_prior: weight of E_pi[A^2] in the critic's loss.
+        policy_lr: learning rate of the policy's adapter.
+        critic_lr: learning rate of the critic's adapter.
+        value_lr: learning rate of the critic's value head.
+        reflect: whether failed tries come back with their error.
+    """
+
+    trains = True
+
+    def __init__(
+        self,
+        *,
+        beta: float,
+        gamma: float,
+        lam: float,
+        tau: float,
+        advantage_prior: float,
+        policy_lr: float,
+        critic_lr: float,
+        value_lr: float,
+        reflect: bool,
+    ):
+        self.beta, self.gamma, self.lam, self.tau = beta, gamma, lam, tau
+        self.advantage_prior, self.reflect = advantage_prior, reflect
+        self.policy_lr, self.critic_lr, self.value_lr = policy_lr, critic_lr, value_lr
+
+    def start(self, agent: Agent, training: Settings) -> None:
+        """See `Method.start`."""
+        self.agent, self.grad_norm, self.micro_batch = agent, training.grad_norm, training.micro_batch
+        self.sampling = training.temperature, training.top_k
+        self.drawn_from_policy = self.sampling == (1.0, 0)
+        self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
+        self.critic_optimiser = torch.optim.AdamW(
+            [
+                {"params": agent.parameters("critic"), "lr": self.critic_lr},
+                {"params": list(agent.value_heads["critic"].parameters()), "lr": self.value_lr},
+            ],
+            weight_decay=0.0,
+        )
+
+    def update(self, transitions: list[Transition]) -> dict[str, float]:
+        """One pass over a batch: all gradients are taken at the same parameters, then both networks step."""
+        agent, total = self.agent, sum(len(t.action) for t in transitions)
+        sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
+        soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this batch
+        for group in micro_batches(transitions, self.micro_batch):
+            next_soft_value = self._next_soft_value(group, soft_value)
+            batch = pack(agent, group)
+            reference = agent.hidden("reference", batch)
+            target = agent.hidden("target_critic", batch)
+            critic = agent.hidden("critic", batch, grad=True)
+            policy = agent.hidden("policy", batch, grad=True)
+
+            losses, kl, log_prob = streamed(self._policy_terms, policy, reference, critic, batch.tokens)
+            (losses.sum() / total).backward()
+
+            values, kl = agent.value("target_critic", target).detach(), kl.detach()
+            correction = {}
+            if not self.drawn_from_policy:
+                overlap = streamed(self._overlap_terms, policy.detach(), reference, target)[0]
+                correction = {
+                    "importance": self._importance(batch, group, log_prob.detach()),
+                    "baseline": batch.to_padded(values + overlap),
+                }
+            targets = self._targets(batch, group, values, kl, next_soft_value, correction)
+            advantage, prior = streamed(self._advantage_terms, critic, reference, policy, batch.tokens)
+            error = critic_loss(agent.value("critic", critic) + advantage, targets)
+            ((error + self.advantage_prior * prior).sum() / total).backward()
+
+            states = self._state_values(batch, values, kl).tolist()
+            soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
+            sums["policy_loss"] += float(losses.detach().sum())
+            sums["critic_loss"] += float(error.detach().sum())
+            sums["kl"] += float(kl.sum())
+        optimiser_step(self.policy_optimiser, self.grad_norm)
+        optimiser_step(self.critic_optimiser, self.grad_norm)
+        agent.track(("critic", "target_critic"), self.tau)
+        return {
+            "policy_loss": sums["policy_loss"] / total,
+            "critic_loss": sums["critic_loss"] / total,
+            "kl_per_token": sums["kl"] / total,
+            "kl_per_action": sums["kl"] / len(transitions),
+        }
+
+    # The three functions of hidden states: [n, H] in, per-position scalars [n] out. ------------------------------
+
+    def _advantage(self, policy: Tensor, reference: Tensor, critic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = [self.agent.logits(h) for h in (policy, reference, critic)]
+        zero = critic.new_zeros(len(critic))
+        return logits[0], logits[1], q_dueling(zero, logits[2], logits[1], logits[0], self.beta)
+
+    def _policy_terms(self, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor) -> list[Tensor]:
+        """The policy loss, KL[pi || rho], and log pi of the sampled tokens.
+
+        V shifts Q of a position alike for all tokens and drops out of rho exp(Q/beta)/Z, so A stands for Q.
+        """
+        policy_logits, reference_logits, advantage = self._advantage(policy, reference, critic)
+        loss = policy_loss(policy_logits, reference_logits, advantage.detach(), self.beta)
+        fixed = policy_logits.detach()
+        log_prob = fixed.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return [loss, kl_divergence(fixed, reference_logits), log_prob]
+
+    def _advantage_terms(self, critic: Tensor, reference: Tensor, policy: Tensor, tokens: Tensor) -> list[Tensor]:
+        """A of the tokens that were sampled, and E_pi[A^2]."""
+        policy_logits, _, advantage = self._advantage(policy, reference, critic)
+        taken = advantage.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return [taken, (policy_logits.softmax(-1) * advantage.square()).sum(-1)]
+
+    def _overlap_terms(self, policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
+        """The target critic's advantage averaged over what the policy and the sampling distribution share."""
+        policy_logits, _, advantage = self._advantage(policy, reference, target)
+        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), advantage)]
+
+    # Targets ---------------------------------------------------------------------------------------------------
+
+    def _importance(self, batch: Sequences, group: list[Transition], log_prob: Tensor) -> Tensor:
+        """pi(w) / mu(w) of the sampled tokens [batch, longest], mu being what they were drawn from."""
+        drawn = torch.tensor([p for t in group for p in t.log_probs], device=log_prob.device)
+        return batch.to_padded((log_prob - drawn).exp())
+
+    def _targets(
+        self,
+        batch: Sequences,
+        group: list[Transition],
+        values: Tensor,
+        kl: Tensor,
+        next_soft_value: Tensor,
+        correction: dict[str, Tensor],
+    ) -> Tensor:
+        """Per-token soft targets [N] from V and KL at the action positions [N].
+
+        `correction` holds the importance weights and the baseline that make the return of actions that were not
+        drawn from the policy (temperature, top-k) one of the policy's; it is empty for actions that were.
+        """
+        padded = lambda_targets(
+            batch.to_padded(values),
+            batch.to_padded(kl),
+            batch.lengths,
+            reward=values.new_tensor([t.reward for t in group]),
+            done=torch.tensor([t.done for t in group], device=values.device),
+            next_soft_value=next_soft_value,
+            beta=self.beta,
+            gamma=self.gamma,
+            lam=self.lam,
+            **correction,
+        )
+        return batch.to_flat(padded)
+
+    def _state_values(self, batch: Sequences, values: Tensor, kl: Tensor) -> Tensor:
+        """E_pi[Q] - beta KL at the first token of each state acted in, [batch]."""
+        first = batch.lengths.cumsum(0) - batch.lengths
+        return (values - self.beta * kl)[first]
+
+    @torch.no_grad()
+    def _next_soft_value(self, group: list[Transition], known: dict[tuple[int, ...], float]) -> Tensor:
+        """The soft value of each next state [batch], 0 where nothing follows; fills in `known` as it goes."""
+        agent = self.agent
+        wanted = {t.next_prompt for t in group if not t.done} - known.keys()
+        states = sorted(wanted, key=len)
+        for start in range(0, len(states), self.micro_batch):
+            part = states[start : start + self.micro_batch]
+            # The hidden state at a prompt's last position does not see the token that stands behind it.
+            batch = Sequences.pack(part, [[0]] * len(part), agent.device)
+            reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
+            value = agent.value("target_critic", agent.hidden("target_critic", batch))
+            soft = self._state_values(batch, value, next_token_kl(agent, policy, reference))
+            known.update(zip(part, soft.tolist(), strict=True))
+        values = [0.0 if t.done else known[t.next_prompt] for t in group]
+        return torch.tensor(values, device=agent.device)
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict:
+        """See `Method.get_state`."""
+        return {"policy": self.policy_optimiser.state_dict(), "critic": self.critic_optimiser.state_dict()}
+
+    def set_state(self, state: dict) -> None:
+        """See `Method.set_state`."""
+        self.policy_optimiser.load_state_dict(state["policy"])
+        self.critic_optimiser.load_state_dict(state["critic"])

@@ -1,0 +1,124 @@
+"""PPO-KL: action-level PPO with the KL in the reward (arXiv 2402.06700, baseline).
+
+An action is one decision: its reward is r - beta KL[pi || rho], its advantage is the same for each of its tokens, and
+the clipped ratio is that of the whole action's probability. The KL of an action is the sum of the full-vocabulary KLs
+at its positions, whose expectation over actions is KL[pi || rho](s) by the chain rule. V(s) is a scalar head on
+the reference's hidden state at the end of the prompt.
+"""
+
+import torch
+from torch import Tensor
+
+from ..agent import Agent, Sequences
+from ..head import streamed
+from ..losses import ppo_clipped_loss
+from ..rollout import Transition
+from ..settings import Settings
+from .common import micro_batches, next_token_kl, optimiser_step, pack
+
+
+class PPOKL:
+    """Action-level PPO with a KL penalty.
+
+    Args:
+        beta: weight of the KL in the reward.
+        gamma: discount between actions.
+        clip: the ratio of probabilities is clipped to [1 - clip, 1 + clip].
+        epochs: passes over a batch.
+        policy_lr: learning rate of the policy's adapter.
+        value_lr: learning rate of the value head.
+        reflect: whether failed tries come back with their error.
+    """
+
+    trains = True
+
+    def __init__(
+        self,
+        *,
+        beta: float,
+        gamma: float,
+        clip: float,
+        epochs: int,
+        policy_lr: float,
+        value_lr: float,
+        reflect: bool,
+    ):
+        self.beta, self.gamma, self.clip, self.epochs = beta, gamma, clip, epochs
+        self.policy_lr, self.value_lr, self.reflect = policy_lr, value_lr, reflect
+
+    def start(self, agent: Agent, training: Settings) -> None:
+        """See `Method.start`."""
+        self.agent, self.grad_norm, self.micro_batch = agent, training.grad_norm, training.micro_batch
+        self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
+        self.critic_optimiser = torch.optim.AdamW(
+            agent.value_heads["critic"].parameters(), lr=self.value_lr, weight_decay=0.0
+        )
+
+    def update(self, transitions: list[Transition]) -> dict[str, float]:
+        """`epochs` passes over a batch; ratios are taken against the policy before the first."""
+        agent, groups = self.agent, list(micro_batches(transitions, self.micro_batch))
+        batches = [pack(agent, group) for group in groups]
+        features, old_log_probs, kls = [], [], []
+        for batch in batches:
+            reference = agent.hidden("reference", batch)
+            policy = agent.hidden("policy", batch)
+            features.append(reference[batch.lengths.cumsum(0) - batch.lengths])
+            old_log_probs.append(self._action_log_prob(batch, policy).detach())
+            kls.append(batch.to_padded(next_token_kl(agent, policy, reference)).sum(-1))
+        kl, state = torch.cat(kls), torch.cat(features)
+        ordered = [t for group in groups for t in group]
+        with torch.no_grad():
+            reward = torch.tensor([t.reward for t in ordered], device=agent.device) - self.beta * kl
+            returns = reward + self.gamma * self._next_value(ordered, state)
+            advantage = returns - agent.value("critic", state)
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        sums = {"policy_loss": 0.0, "critic_loss": 0.0}
+        sizes = [len(group) for group in groups]
+        for _ in range(self.epochs):
+            for batch, old, weight in zip(batches, old_log_probs, advantage.split(sizes), strict=True):
+                policy = agent.hidden("policy", batch, grad=True)
+                losses = ppo_clipped_loss(self._action_log_prob(batch, policy), old, weight, self.clip)
+                (losses.sum() / len(transitions)).backward()
+                sums["policy_loss"] += float(losses.detach().sum())
+            optimiser_step(self.policy_optimiser, self.grad_norm)
+            error = (agent.value("critic", state) - returns).square()
+            error.mean().backward()
+            sums["critic_loss"] += float(error.detach().sum())
+            optimiser_step(self.critic_optimiser, self.grad_norm)
+        scale = 1.0 / (len(transitions) * self.epochs)
+        return {
+            "policy_loss": sums["policy_loss"] * scale,
+            "critic_loss": sums["critic_loss"] * scale,
+            "kl_per_token": float(kl.sum()) / sum(len(t.action) for t in transitions),
+            "kl_per_action": float(kl.mean()),
+        }
+
+    def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:
+        """log pi(a|s) [batch] from the policy's hidden states at the action positions."""
+
+        def taken(hidden: Tensor, tokens: Tensor) -> list[Tensor]:
+            return [self.agent.logits(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)]
+
+        return batch.to_padded(streamed(taken, hidden, batch.tokens)[0]).sum(-1)
+
+    def _next_value(self, transitions: list[Transition], state: Tensor) -> Tensor:
+        """V(s') [batch], 0 where nothing follows. `state` holds the features of the states that were acted in."""
+        agent = self.agent
+        known = {t.prompt: f for t, f in zip(transitions, state, strict=True)}
+        unknown = sorted({t.next_prompt for t in transitions if not t.done} - known.keys(), key=len)
+        for start in range(0, len(unknown), self.micro_batch):
+            part = unknown[start : start + self.micro_batch]
+            hidden = agent.hidden("reference", Sequences.pack(part, [[0]] * len(part), agent.device))
+            known.update(zip(part, hidden, strict=True))
+        following = torch.stack([state[0] if t.done else known[t.next_prompt] for t in transitions])
+        running = torch.tensor([not t.done for t in transitions], device=agent.device)
+        return agent.value("critic", following) * running
+
+    def get_state(self) -> dict:
+        """See `Method.get_state`."""
+        return {"policy": self.policy_optimiser.state_dict(), "critic": self.critic_optimiser.state_dict()}
+
+    def set_state(self, state: dict) -> None:
+        """See `Method.set_state`."""
+        self.policy_optimiser.load_state_dict(state["policy"])
+        self.critic_optimiser.load_state_dict(state["critic"])

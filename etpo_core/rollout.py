@@ -1,0 +1,80 @@
+"""Collecting a batch: the agent acts in all environments for a few steps.
+
+A `Transition` is what the methods learn from: token ids as they were sampled, the reward of the whole action, and
+the token ids of the state that follows. `collect` returns the transitions of a batch and, beside them, the rows that
+go into `steps.csv`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .environment import Step, TextEnvironments
+from .prompts import Action
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One action and what it earned.
+
+    Attributes:
+        prompt: token ids of the state s_t.
+        action: token ids of the action a_t as sampled, end token included.
+        log_probs: log-probability of each action token under the distribution it was drawn from.
+        reward: r(s_t, a_t).
+        done: True when no state follows.
+        next_prompt: token ids of s_{t+1}; None when done. Present when an episode was cut off: bootstrap from it.
+    """
+
+    prompt: tuple[int, ...]
+    action: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    reward: float
+    done: bool
+    next_prompt: tuple[int, ...] | None
+
+
+def collect(
+    agent,
+    environments: TextEnvironments,
+    steps: int,
+    *,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    temperature: float,
+    top_k: int,
+) -> tuple[list[Transition], list[tuple[Step, Action]]]:
+    """Lets the agent act `steps` times in every environment.
+
+    Args:
+        agent: an `Agent`.
+        environments: where it acts; their state moves on.
+        steps: environment steps of each environment.
+        max_new_tokens: length at which an action is cut off.
+        generator: of the sampling.
+        temperature: of sampling.
+        top_k: sample among the k likeliest tokens, 0 = all.
+
+    Returns:
+        The transitions, and each step with its action, both ordered by time and then by environment.
+    """
+    transitions, records = [], []
+    for _ in range(steps):
+        prompts = environments.prompts
+        actions = agent.act(
+            prompts, max_new_tokens=max_new_tokens, generator=generator, temperature=temperature, top_k=top_k
+        )
+        taken = environments.step([a.body for a in actions])
+        for prompt, action, step in zip(prompts, actions, taken, strict=True):
+            transitions.append(
+                Transition(
+                    prompt=agent.encode(prompt),
+                    action=action.tokens,
+                    log_probs=action.log_probs,
+                    reward=step.reward,
+                    done=step.done,
+                    next_prompt=None if step.next_prompt is None else agent.encode(step.next_prompt),
+                )
+            )
+        records += zip(taken, actions, strict=True)
+    return transitions, records

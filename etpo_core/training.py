@@ -1,0 +1,299 @@
+"""One run: a method, a task and a seed, from the first action to the run card.
+
+`train` is a generator: it collects a batch, lets the method learn from it, writes the raw results of that batch and
+yields them, so that progress bars and plots live with the caller. After each update a checkpoint holds everything
+that decides what comes next - adapters, optimisers, generator states, episodes, the length of each file - and a run
+that was killed goes on as if it had not been: rows written after the last checkpoint are cut off and made again.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import paths
+from .environment import Step, TextEnvironments
+from .prompts import Action, program
+from .rollout import collect
+from .sandbox import SandboxPool
+from .settings import Settings
+from .tasks import Task
+
+STEP_COLUMNS = (
+    "step",
+    "update",
+    "environment",
+    "episode",
+    "episode_step",
+    "reward",
+    "done",
+    "status",
+    "error_class",
+    "code_hash",
+    "tokens",
+)
+UPDATE_COLUMNS = (
+    "update",
+    "steps",
+    "mean_reward",
+    "max_reward",
+    "share_runs",
+    "policy_loss",
+    "critic_loss",
+    "kl_per_token",
+    "kl_per_action",
+    "tokens",
+    "tokens_per_second",
+    "seconds",
+)
+
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run it is and where it writes."""
+
+    scale: str
+    method: str
+    task: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """results/{scale}/{method}/{task}/seed{n}."""
+        return paths.run_folder(self.scale, self.method, self.task, self.seed)
+
+
+class RunFiles:
+    """The growing files of a run; each can be cut back to an earlier length."""
+
+    NAMES = ("steps.csv", "updates.csv", "samples.jsonl")
+
+    def __init__(self, folder: Path, lengths: dict[str, int] | None):
+        """Opens the files in `folder`, empty but for their headers, or cut back to `lengths` in bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        if lengths is None:
+            lengths = {name: 0 for name in self.NAMES}
+        for name in self.NAMES:
+            path = folder / name
+            path.touch()
+            os.truncate(path, lengths[name])
+        self._files = {name: (folder / name).open("a", newline="", encoding="utf-8") for name in self.NAMES}
+        self._steps = csv.writer(self._files["steps.csv"], lineterminator="\n")
+        self._updates = csv.writer(self._files["updates.csv"], lineterminator="\n")
+        if lengths["steps.csv"] == 0:
+            self._steps.writerow(STEP_COLUMNS)
+            self._updates.writerow(UPDATE_COLUMNS)
+            self.lengths()
+
+    def write(self, steps: list[dict], update: dict, samples: list[dict]) -> None:
+        """Appends the rows of one batch."""
+        self._steps.writerows([_text(row[c]) for c in STEP_COLUMNS] for row in steps)
+        self._updates.writerow([_text(update.get(c)) for c in UPDATE_COLUMNS])
+        for sample in samples:
+            self._files["samples.jsonl"].write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def lengths(self) -> dict[str, int]:
+        """Puts everything on disk and returns the length of each file in bytes."""
+        for file in self._files.values():
+            file.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _text(value: object) -> object:
+    """Floats with six significant digits, nothing for a missing value."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def run_parameters(run: Run, settings: Settings) -> dict:
+    """The settings that decide a run's numbers."""
+    return {
+        "training": settings.training.plain(),
+        "environment": settings.environment.plain(),
+        "method": settings.methods[run.method].plain(),
+        "sandbox": settings.sandbox.plain(),
+    }
+
+
+def fingerprint(parameters: dict, model_card: dict, task: Task) -> str:
+    """Names what a run depends on besides the code: its settings, the model's weights, the table."""
+    content = {"parameters": parameters, "model": model_card.get("sha256"), "data": task.sha256}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(
+    run: Run,
+    agent,
+    method,
+    task: Task,
+    executor: SandboxPool,
+    settings: Settings,
+    mark: str,
+) -> Iterator[dict]:
+    """Runs a method on a task, or goes on with a run that was stopped.
+
+    Args:
+        run: names the run and its folder.
+        agent: writes the code; an `Agent` or a chat agent.
+        method: learns from it.
+        task: the data set.
+        executor: scores programs.
+        settings: of the scale.
+        mark: the run's `fingerprint`; a checkpoint with another one is not gone on from.
+
+    Yields:
+        The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all
+        files of the run but its card are complete.
+    """
+    training, environment = settings.training, settings.environment
+    generator = torch.Generator().manual_seed(run.seed)
+    environments = TextEnvironments(
+        task,
+        executor,
+        count=training.environments,
+        split_seeds=environment.split_seeds,
+        max_steps=environment.max_steps if method.reflect else 1,
+        failure_reward=environment.failure_reward,
+        forbid_grid_search=environment.forbid_grid_search,
+    )
+    method.start(agent, training)
+    kept = training.samples_per_update
+    state = _read_checkpoint(run.folder, mark)
+    update, steps, best = 0, 0, None
+    if state is not None:
+        update, steps, best = state["update"], state["steps"], state["best"]
+        generator.set_state(state["generator"])
+        environments.set_state(state["environments"])
+        if method.trains:
+            agent.set_state(state["agent"])
+        method.set_state(state["method"])
+    files = RunFiles(run.folder, None if state is None else state["lengths"])
+    try:
+        while steps < training.env_steps:
+            started = time.perf_counter()
+            # The last batch takes what is left of the budget, to the next whole step of all environments.
+            left = -(-(training.env_steps - steps) // training.environments)
+            transitions, records = collect(
+                agent,
+                environments,
+                min(training.steps_per_update, left),
+                max_new_tokens=training.max_new_tokens,
+                generator=generator,
+                temperature=training.temperature,
+                top_k=training.top_k,
+            )
+            # Environments step together; what lies beyond the budget is neither learnt from nor reported.
+            transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
+            learnt = method.update(transitions)
+            if method.trains:
+                agent.refresh()
+            seconds = time.perf_counter() - started
+            rows = [_step_row(steps + i, update, *record) for i, record in enumerate(records, start=1)]
+            best = _better(best, records)
+            steps += len(records)
+            row = {"update": update, "steps": steps, **_summary(rows), **learnt, "seconds": seconds}
+            row["tokens_per_second"] = row["tokens"] / seconds
+            files.write(rows, row, [_sample(r, *record) for r, record in zip(rows, records, strict=True)][:kept])
+            update += 1
+            _write_checkpoint(
+                run.folder,
+                {
+                    "fingerprint": mark,
+                    "update": update,
+                    "steps": steps,
+                    "best": best,
+                    "generator": generator.get_state(),
+                    "environments": environments.get_state(),
+                    "agent": agent.get_state() if method.trains else None,
+                    "method": method.get_state(),
+                    "lengths": files.lengths(),
+                },
+            )
+            yield {**row, "best_reward": best["reward"] if best else environment.failure_reward}
+    finally:
+        files.close()
+    (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
+    if method.trains:
+        agent.save_policy(run.folder / "checkpoint" / "policy")
+    (run.folder / "checkpoint" / STATE).unlink(missing_ok=True)  # the run is complete, nothing resumes from it
+
+
+def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
+    return {
+        "step": number,
+        "update": update,
+        "environment": step.environment,
+        "episode": step.episode,
+        "episode_step": step.episode_step,
+        "reward": float(step.reward),
+        "done": int(step.done),
+        "status": step.status,
+        "error_class": step.error_class,
+        "code_hash": step.code_hash,
+        "tokens": action.token_count,
+    }
+
+
+def _summary(rows: list[dict]) -> dict:
+    rewards = [row["reward"] for row in rows]
+    return {
+        "mean_reward": sum(rewards) / len(rewards),
+        "max_reward": max(rewards),
+        "share_runs": sum(row["status"] == "ok" for row in rows) / len(rows),
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+
+
+def _sample(row: dict, step: Step, action: Action) -> dict:
+    return {
+        "update": row["update"],
+        "step": row["step"],
+        "reward": float(_text(row["reward"])),
+        "status": row["status"],
+        "error": step.error,
+        "code": action.body,
+    }
+
+
+def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | None:
+    """The best code so far; the earliest among equals."""
+    for step, action in records:
+        if step.status == "ok" and (best is None or step.reward > best["reward"]):
+            best = {"reward": step.reward, "program": program(action.body)}
+    return best
+
+
+def _read_checkpoint(folder: Path, mark: str) -> dict | None:
+    """The state that a run stopped in, or None where there is none or it belongs to other settings."""
+    path = folder / "checkpoint" / STATE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=False)  # our own file, never from elsewhere
+    except Exception:
+        return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
+    return state if state["fingerprint"] == mark else None
+
+
+def _write_checkpoint(folder: Path, state: dict) -> None:
+    """Puts a checkpoint in place whole: a kill leaves the one before or this one, never half of it."""
+    path = folder / "checkpoint" / STATE
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)

@@ -1,0 +1,151 @@
+"""Stage `train`: one run, named by scale, method, task and seed.
+
+`python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0` writes
+results/laptop/etpo/diabetes/seed0/. Interrupt it and start it again: it goes on after the last whole update.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from tqdm import tqdm
+
+from etpo_core.agent import Agent
+from etpo_core.chat import ChatAgent
+from etpo_core.errors import one_line_errors, unknown
+from etpo_core.language_model import load_model, read_card
+from etpo_core.methods import build_method
+from etpo_core.provenance import commit, device_name, versions, write_json
+from etpo_core.sandbox import Limits, SandboxPool
+from etpo_core.settings import Settings, load_settings
+from etpo_core.tasks import TASKS, Task, load_task
+from etpo_core.training import Run, RunFiles, fingerprint, run_parameters, train
+
+NO_KEY = "OPENAI_API_KEY is not set"
+
+
+def main() -> None:
+    """Runs the stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("scale", "method", "task"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    arguments = parser.parse_args()
+    with one_line_errors():
+        settings = load_settings(arguments.scale)
+        if arguments.task not in TASKS:
+            raise unknown("task", arguments.task, TASKS)
+        if arguments.method not in settings.methods:
+            raise unknown("method", arguments.method, settings.methods)
+        run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
+
+
+def run_stage(run: Run, settings: Settings) -> None:
+    """Does the run, or says why it is not needed or not possible, and writes its card."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    method = build_method(run.method, settings.methods[run.method])
+    task = load_task(run.task)
+    chat = getattr(method, "model", None)
+    if chat is None:
+        model_card = read_card(settings.model)
+    else:
+        model_card = {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
+    mark = fingerprint(run_parameters(run, settings), model_card, task)
+    if settings.runs.keep_finished and _finished(run, mark):
+        print(f"{run.folder}: finished before with the same settings, kept")
+        return
+    (run.folder / "run_card.json").unlink(missing_ok=True)
+    if chat is not None:
+        agent = ChatAgent.from_environment(chat)
+        if agent is None:
+            RunFiles(run.folder, None).close()
+            (run.folder / "best_code.py").write_text("")
+            _write_card(run, settings, task, model_card, mark, status="not run", reason=NO_KEY)
+            print(f"{run.folder}: not run, {NO_KEY}")
+            return
+    else:
+        agent = load_agent(run, settings, device, method.trains)
+    limits = Limits(
+        cpu_s=settings.sandbox.cpu_seconds,
+        wall_s=settings.sandbox.wall_seconds,
+        memory_mb=settings.sandbox.memory_mb,
+    )
+    started = time.time()
+    workers, unsafe = settings.sandbox.workers, settings.sandbox.allow_unsafe
+    with SandboxPool(workers=workers, limits=limits, allow_unsafe=unsafe) as executor:
+        with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task} {run.seed}") as bar:
+            for row in train(run, agent, method, task, executor, settings, mark):
+                bar.n = row["steps"]
+                bar.set_postfix(
+                    reward=f"{row['mean_reward']:.3f}",
+                    best=f"{row['best_reward']:.3f}",
+                    runs=f"{row['share_runs']:.0%}",
+                    kl=f"{row.get('kl_per_action', 0.0):.2f}",
+                    tok_s=f"{row['tokens_per_second']:.0f}",
+                )
+        tier = str(executor.tier)
+    _write_card(
+        run,
+        settings,
+        task,
+        model_card,
+        mark,
+        status="finished",
+        device=device_name(device),
+        executor={"tier": tier},
+        decoder=getattr(agent, "decoder_name", None),
+        seconds_since_last_start=round(time.time() - started, 1),
+    )
+
+
+def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool) -> Agent:
+    """The scale's language model with fresh adapters, or without any for a method that does not train."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model, tokenizer, card = load_model(settings.model, dtype, device)
+    training = settings.training
+    return Agent(
+        model,
+        tokenizer,
+        card,
+        rank=training.lora_rank if trains else None,
+        alpha=training.lora_alpha,
+        seed=run.seed,
+        precision=training.precision,
+    )
+
+
+def _finished(run: Run, mark: str) -> bool:
+    path = run.folder / "run_card.json"
+    if not path.exists():
+        return False
+    card = json.loads(path.read_text())
+    return card.get("status") == "finished" and card.get("fingerprint") == mark
+
+
+def _write_card(
+    run: Run, settings: Settings, task: Task, model_card: dict, mark: str, *, status: str, reason: str = "", **more
+) -> None:
+    write_json(
+        run.folder / "run_card.json",
+        {
+            "status": status,
+            "reason": reason,
+            "scale": run.scale,
+            "method": run.method,
+            "task": run.task,
+            "seed": run.seed,
+            "seeds": {"adapters and sampling": run.seed, "splits": settings.environment.split_seeds},
+            "parameters": run_parameters(run, settings),
+            "fingerprint": mark,
+            "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
+            "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
+            "versions": versions(),
+            "commit": commit(),
+            **more,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

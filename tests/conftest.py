@@ -1,0 +1,81 @@
+"""What several tests share: a tiny language model of a few thousand parameters and a task, both made in memory."""
+
+import hashlib
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory):
+    """(model, tokenizer, card) of a random Llama with a tokenizer trained on a few prompts."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from etpo_core.language_model import build_tiny
+    from etpo_core.prompts import task_prompt
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-base"
+    body = "    from sklearn.linear_model import LogisticRegression\n    model = LogisticRegression()\n"
+    card = build_tiny(folder, texts=[task_prompt("Toy", 3, 20).prefix, body, body], seed=0)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return model, AutoTokenizer.from_pretrained(folder), card
+
+
+@pytest.fixture
+def make_agent(tiny_language_model):
+    """A function that returns a fresh agent on a copy of the tiny model."""
+    import copy
+
+    from etpo_core.agent import Agent
+
+    def make(seed: int = 0, rank: int | None = 4) -> Agent:
+        model, tokenizer, card = tiny_language_model
+        return Agent(copy.deepcopy(model), tokenizer, card, rank=rank, alpha=8, seed=seed, precision="float32")
+
+    return make
+
+
+@pytest.fixture
+def toy_task():
+    """Forty rows of a task whose first column is its label."""
+    from etpo_core.tasks import TASKS, Task
+
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    x = np.column_stack([y + 0.1 * rng.standard_normal(40), rng.standard_normal((40, 2))])
+    spec = replace(TASKS["diabetes"], description="Toy")
+    return Task(spec, x, y.astype(np.int64), ("a", "b", "c"), "test", None, "0" * 64)
+
+
+class StubExecutor:
+    """Scores a program by its text alone: those with an even hash run."""
+
+    tier = "test"
+
+    def __init__(self):
+        self.seen = []
+
+    def score_many(self, sources, x, y, split_seeds, seed=0):
+        from etpo_core.sandbox import Outcome, Status
+
+        self.seen += sources
+        outcomes = []
+        for source in sources:
+            number = hashlib.sha256(source.encode()).digest()[0]
+            if number % 2:
+                failed = Status.SNIPPET_ERROR
+                outcomes.append(Outcome(failed, error_type="NameError", message="name 'z' is not defined", line=5))
+            else:
+                outcomes.append(Outcome(Status.OK, score=number / 256, scores=(number / 256,)))
+        return outcomes
+
+
+@pytest.fixture
+def stub_executor():
+    return StubExecutor()

@@ -1,0 +1,126 @@
+import pytest
+import torch
+
+from etpo_core.agent import ADAPTERS, Sequences
+from etpo_core.prompts import task_prompt
+
+PROMPTS, ACTIONS = [(1, 2, 3), (4, 5, 6, 7, 8)], [(9, 10, 11, 12), (13,)]
+
+
+@pytest.fixture
+def sequences():
+    return Sequences.pack(PROMPTS, ACTIONS, "cpu")
+
+
+def test_positions_are_those_that_the_action_tokens_are_drawn_from(sequences):
+    assert sequences.tokens.tolist() == [9, 10, 11, 12, 13]
+    assert sequences.rows.tolist() == [0, 0, 0, 0, 1]
+    assert sequences.columns.tolist() == [2, 3, 4, 5, 4]
+    assert sequences.attention_mask.sum(1).tolist() == [7, 6]
+
+
+def test_padded_and_flat_are_inverse(sequences):
+    values = torch.arange(1.0, 6.0)
+    padded = sequences.to_padded(values)
+    assert padded.tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    assert sequences.to_flat(padded).tolist() == values.tolist()
+
+
+def test_every_role_starts_at_the_reference_bit_for_bit(make_agent, sequences):
+    agent = make_agent()
+    reference = agent.hidden("reference", sequences)
+    for role in ADAPTERS:
+        assert torch.equal(agent.hidden(role, sequences), reference)
+
+
+def test_padding_does_not_change_a_row(make_agent):
+    agent = make_agent()
+    both = agent.hidden("reference", Sequences.pack(PROMPTS, ACTIONS, "cpu"))
+    alone = agent.hidden("reference", Sequences.pack(PROMPTS[1:], ACTIONS[1:], "cpu"))
+    torch.testing.assert_close(both[4:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_a_loss_reaches_its_own_adapter_and_nothing_else(make_agent, sequences, role):
+    agent = make_agent()
+    graph = agent.hidden(role, sequences, grad=True).square().sum()
+    agent.hidden("reference", sequences), agent.hidden("target_critic", sequences)  # role changes in between
+    agent.hidden("policy", sequences, grad=True)
+    graph.backward()
+    got = {n for n, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert got and all(f".{role}." in name for name in got)
+    # B starts at 0, so the first gradient is all in B; after a step of B, A moves as well.
+    assert len(got) == sum(f".{role}." in n and "lora_B" in n for n, _ in agent.model.named_parameters())
+
+
+def test_training_one_role_leaves_the_others(make_agent, sequences):
+    agent = make_agent()
+    reference = agent.hidden("reference", sequences)
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.05)
+    assert not torch.allclose(agent.hidden("policy", sequences), reference, atol=1e-3)
+    for role in ("reference", "critic", "target_critic"):
+        assert torch.equal(agent.hidden(role, sequences), reference)
+
+
+def test_the_target_critic_follows_by_polyak_averaging(make_agent):
+    agent = make_agent()
+    with torch.no_grad():
+        for parameter in agent.parameters("critic"):
+            parameter.add_(1.0)
+        agent.value_heads["critic"].weight.fill_(2.0)
+    start = [p.clone() for p in agent.parameters("target_critic")]
+    agent.track(("critic", "target_critic"), 0.75)
+    for old, new in zip(start, agent.parameters("target_critic"), strict=True):
+        torch.testing.assert_close(new, old + 0.25, rtol=1e-6, atol=1e-6)
+    assert torch.all(agent.value_heads["target_critic"].weight == 0.5)
+
+
+def test_critic_and_target_start_equal(make_agent):
+    agent = make_agent(seed=5)
+    for a, b in zip(agent.parameters("critic"), agent.parameters("target_critic"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_act_returns_the_sampled_ids_and_their_text(make_agent):
+    agent = make_agent()
+    prompt = task_prompt("Toy", 3, 20)
+    action, *_ = agent.act([prompt] * 2, max_new_tokens=8, generator=torch.Generator().manual_seed(0))
+    assert action.token_count == len(action.tokens) == len(action.log_probs) <= 8
+    assert isinstance(action.body, str)
+    again, *_ = agent.act([prompt] * 2, max_new_tokens=8, generator=torch.Generator().manual_seed(0))
+    assert again == action
+
+
+def test_state_round_trip(make_agent, sequences):
+    agent, other = make_agent(seed=1), make_agent(seed=2)
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.05)
+    other.set_state(agent.get_state())
+    for role in ADAPTERS:
+        assert torch.equal(agent.hidden(role, sequences), other.hidden(role, sequences))
+
+
+def test_saved_policy_is_a_plain_peft_adapter(make_agent, sequences, tmp_path, tiny_language_model):
+    import copy
+
+    from peft import PeftModel
+
+    agent = make_agent()
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.05)
+    agent.save_policy(tmp_path / "policy")
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_language_model[0]), tmp_path / "policy")
+    hidden = loaded.get_base_model().model(sequences.ids, attention_mask=sequences.attention_mask).last_hidden_state
+    expected = agent.hidden("policy", sequences)
+    torch.testing.assert_close(hidden[sequences.rows, sequences.columns], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_agent_without_adapters_refuses_trained_roles(make_agent, sequences):
+    agent = make_agent(rank=None)
+    agent.hidden("reference", sequences)
+    with pytest.raises(ValueError, match="without adapters"):
+        agent.hidden("critic", sequences)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+
+from etpo_core.agent import Sequences
+from etpo_core.errors import UserError
+from etpo_core.methods import METHODS, build_method
+from etpo_core.rollout import Transition
+from etpo_core.settings import Settings, load_settings
+
+TRAINED = ["etpo", "etpo_action_level", "ppo_kl"]
+PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load_settings("laptop")
+
+
+def started(name, settings, agent, **changes):
+    method = build_method(name, Settings(**{**vars(settings.methods[name]), **changes}))
+    training = Settings(**{**vars(settings.training), "micro_batch": 64})
+    method.start(agent, training)
+    return method
+
+
+def draw(agent, count, good, seed, length=2):
+    """Actions of the policy itself; the reward is +1 when the first token is a good one, else -1."""
+    sequences = Sequences.pack([PROMPT], [[0]], "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    first = agent.logits(agent.hidden("policy", sequences)).softmax(-1)[0]
+    batch = []
+    for token in torch.multinomial(first, count, replacement=True, generator=generator).tolist():
+        action = (token, *(5,) * (length - 1))
+        batch.append(Transition(PROMPT, action, (0.0,) * length, 1.0 if token in good else -1.0, True, None))
+    return batch
+
+
+def chance(agent, good):
+    with torch.no_grad():
+        hidden = agent.hidden("policy", Sequences.pack([PROMPT], [[0]], "cpu"))
+        return float(agent.logits(hidden).softmax(-1)[0, sorted(good)].sum())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
+    agent = make_agent()
+    fast = {"policy_lr": 3e-3, "value_lr": 0.03}
+    if name != "ppo_kl":
+        fast["critic_lr"] = 3e-3
+    method = started(name, settings, agent, **fast)
+    # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
+    side = agent.head_weight @ torch.randn(agent.head_weight.shape[1], generator=torch.Generator().manual_seed(0))
+    good = set((side > 0).nonzero().flatten().tolist())
+    before = chance(agent, good)
+    for update in range(6):
+        logged = method.update(draw(agent, 128, good, seed=update))
+    assert chance(agent, good) > before + 0.08, logged
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_first_update_starts_from_the_reference(make_agent, settings, name):
+    agent = make_agent()
+    logged = started(name, settings, agent).update(draw(agent, 6, {2}, 0))
+    assert logged["kl_per_token"] == 0.0 and logged["kl_per_action"] == 0.0
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_micro_batches_change_nothing_but_memory(make_agent, settings, name):
+    batch = [
+        Transition(PROMPT, (4, 5, 6), (0.0,) * 3, -1.0, False, FAILED),
+        Transition(PROMPT, (7,), (0.0,), 0.8, True, None),
+        Transition(PROMPT, (4, 4), (0.0,) * 2, -1.0, False, (8, 8)),
+        Transition(FAILED, (7, 8, 9, 10), (0.0,) * 4, 0.6, True, None),
+    ]
+    results = []
+    for size in (1, 4):
+        agent = make_agent()
+        method = build_method(name, settings.methods[name])
+        method.start(agent, Settings(**{**vars(settings.training), "micro_batch": size}))
+        logged = [method.update(batch) for _ in range(2)]
+        results.append((logged, agent.get_state()))
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_etpo_bootstraps_a_cut_off_episode_from_the_next_state(make_agent, settings):
+    agent = make_agent()
+    method = started("etpo", settings, agent)
+    with torch.no_grad():
+        agent.value_heads["target_critic"].bias.fill_(0.5)
+    group = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, False, FAILED)]
+    next_value = method._next_soft_value(group, {})
+    assert next_value.tolist() == pytest.approx([0.5])  # KL is 0 at the start
+    batch = Sequences.pack([PROMPT], [(4, 5)], "cpu")
+    targets = method._targets(batch, group, torch.tensor([0.5, 0.5]), torch.zeros(2), next_value, {})
+    assert targets.tolist() == pytest.approx([-1.0 + 0.99 * 0.5] * 2)
+
+
+def test_etpo_does_not_bootstrap_a_done_episode(make_agent, settings):
+    agent = make_agent()
+    method = started("etpo", settings, agent)
+    with torch.no_grad():
+        agent.value_heads["target_critic"].bias.fill_(0.5)
+    group = [Transition(PROMPT, (4, 5), (0.0,) * 2, 0.9, True, None)]
+    assert method._next_soft_value(group, {}).tolist() == [0.0]
+
+
+def test_a_next_state_that_was_acted_in_is_not_computed_again(make_agent, settings):
+    agent = make_agent()
+    method = started("etpo", settings, agent)
+    group = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, False, FAILED)]
+    assert method._next_soft_value(group, {FAILED: 0.25}).tolist() == [0.25]
+
+
+def test_action_level_gives_all_tokens_the_same_target_without_inner_kl(make_agent, settings):
+    agent = make_agent()
+    method = started("etpo_action_level", settings, agent)
+    batch = Sequences.pack([PROMPT], [(4, 5, 6)], "cpu")
+    group = [Transition(PROMPT, (4, 5, 6), (0.0,) * 3, 0.9, True, None)]
+    kl = torch.tensor([0.1, 0.2, 0.3])
+    zero = torch.zeros(1)
+    assert method._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx([0.9] * 3)
+    token = started("etpo", settings, make_agent())
+    beta = token.beta
+    expected = [0.9 - beta * 0.5, 0.9 - beta * 0.3, 0.9]
+    assert token._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx(expected)
+
+
+def test_importance_weights_come_in_only_when_sampling_differs_from_the_policy(make_agent, settings):
+    agent = make_agent()
+    method = build_method("etpo", settings.methods.etpo)
+    method.start(agent, Settings(**{**vars(settings.training), "temperature": 0.5}))
+    assert not method.drawn_from_policy
+    assert started("etpo", settings, make_agent()).drawn_from_policy
+    batch = Sequences.pack([PROMPT], [(4, 5)], "cpu")
+    group = [Transition(PROMPT, (4, 5), (-1.0, -2.0), 0.9, True, None)]
+    weights = method._importance(batch, group, torch.tensor([-1.0, -3.0]))
+    assert weights.tolist()[0] == pytest.approx([1.0, 0.36787944])
+    assert method.update(group)["kl_per_token"] == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_is_built_from_its_section(settings, name):
+    method = build_method(name, settings.methods[name])
+    assert method.reflect == (name != "etpo_no_reflection")
+
+
+def test_unknown_names_are_one_clear_line(settings):
+    with pytest.raises(UserError, match="unknown method 'sac'; choose one of: etpo"):
+        build_method("sac", Settings())
+    wrong = Settings(**vars(settings.methods.etpo), betta=1.0)
+    with pytest.raises(UserError, match="unknown parameter of method etpo 'betta'.*beta"):
+        build_method("etpo", wrong)
