@@ -122,12 +122,12 @@ def _text(value: object) -> object:
 
 
 def run_parameters(run: Run, settings: Settings) -> dict:
-    """The settings that decide a run's numbers."""
+    """The settings that decide a run's numbers (how many workers execute the code does not)."""
     return {
         "training": settings.training.plain(),
         "environment": settings.environment.plain(),
         "method": settings.methods[run.method].plain(),
-        "sandbox": settings.sandbox.plain(),
+        "sandbox": {k: v for k, v in settings.sandbox.plain().items() if k != "workers"},
     }
 
 

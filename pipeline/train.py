@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from etpo_core.agent import Agent
-from etpo_core.chat import ChatAgent
 from etpo_core.errors import one_line_errors, unknown
 from etpo_core.language_model import load_model, read_card
+from etpo_core.machine import use_fast_matmul
 from etpo_core.methods import build_method
 from etpo_core.provenance import commit, device_name, versions, write_json
 from etpo_core.sandbox import Limits, SandboxPool
@@ -57,6 +57,8 @@ def run_stage(run: Run, settings: Settings) -> None:
         return
     (run.folder / "run_card.json").unlink(missing_ok=True)
     if chat is not None:
+        from etpo_core.chat import ChatAgent  # needs the openai client, which the other methods do not
+
         agent = ChatAgent.from_environment(chat)
         if agent is None:
             RunFiles(run.folder, None).close()
@@ -66,6 +68,7 @@ def run_stage(run: Run, settings: Settings) -> None:
             return
     else:
         agent = load_agent(run, settings, device, method.trains)
+    fast_matmul = device.type == "cpu" and use_fast_matmul()
     limits = Limits(
         cpu_s=settings.sandbox.cpu_seconds,
         wall_s=settings.sandbox.wall_seconds,
@@ -95,6 +98,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         device=device_name(device),
         executor={"tier": tier},
         decoder=getattr(agent, "decoder_name", None),
+        fast_matmul=fast_matmul,
         seconds_since_last_start=round(time.time() - started, 1),
     )
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..agent import Agent, Sequences
-from ..bellman import kl_divergence, lambda_targets, overlap_q
+from ..bellman import lambda_targets, overlap_q
 from ..decoder import next_token_distribution
-from ..head import streamed
-from ..losses import critic_loss, policy_loss, q_dueling
+from ..head import dueling_terms, streamed
+from ..losses import critic_loss, q_dueling
 from ..rollout import Transition
 from ..settings import Settings
 from .common import micro_batches, next_token_kl, optimiser_step, pack
@@ -81,25 +81,25 @@ class ETPO:
             critic = agent.hidden("critic", batch, grad=True)
             policy = agent.hidden("policy", batch, grad=True)
 
-            losses, kl, log_prob = streamed(self._policy_terms, policy, reference, critic, batch.tokens)
-            (losses.sum() / total).backward()
-
-            values, kl = agent.value("target_critic", target).detach(), kl.detach()
+            terms = dueling_terms(policy, reference, critic, agent.head_weight, batch.tokens, self.beta)
+            values, kl = agent.value("target_critic", target).detach(), terms.kl
             correction = {}
             if not self.drawn_from_policy:
-                overlap = streamed(self._overlap_terms, policy.detach(), reference, target)[0]
+                overlap = streamed(self._overlap, policy.detach(), reference, target)[0]
                 correction = {
-                    "importance": self._importance(batch, group, log_prob.detach()),
+                    "importance": self._importance(batch, group, terms.log_prob),
                     "baseline": batch.to_padded(values + overlap),
                 }
             targets = self._targets(batch, group, values, kl, next_soft_value, correction)
-            advantage, prior = streamed(self._advantage_terms, critic, reference, policy, batch.tokens)
-            error = critic_loss(agent.value("critic", critic) + advantage, targets)
-            ((error + self.advantage_prior * prior).sum() / total).backward()
+            error = critic_loss(agent.value("critic", critic) + terms.advantage, targets)
+            critic_total = error + self.advantage_prior * terms.spread
+            # V shifts Q of a position alike for all tokens and drops out of rho exp(Q/beta)/Z: no gradient of the
+            # policy's loss reaches the critic, none of the critic's the policy, so one backward pass serves both.
+            ((terms.policy_loss + critic_total).sum() / total).backward()
 
             states = self._state_values(batch, values, kl).tolist()
             soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
-            sums["policy_loss"] += float(losses.detach().sum())
+            sums["policy_loss"] += float(terms.policy_loss.detach().sum())
             sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
         optimiser_step(self.policy_optimiser, self.grad_norm)
@@ -112,36 +112,13 @@ class ETPO:
             "kl_per_action": sums["kl"] / len(transitions),
         }
 
-    # The three functions of hidden states: [n, H] in, per-position scalars [n] out. ------------------------------
-
-    def _advantage(self, policy: Tensor, reference: Tensor, critic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = [self.agent.logits(h) for h in (policy, reference, critic)]
-        zero = critic.new_zeros(len(critic))
-        return logits[0], logits[1], q_dueling(zero, logits[2], logits[1], logits[0], self.beta)
-
-    def _policy_terms(self, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor) -> list[Tensor]:
-        """The policy loss, KL[pi || rho], and log pi of the sampled tokens.
-
-        V shifts Q of a position alike for all tokens and drops out of rho exp(Q/beta)/Z, so A stands for Q.
-        """
-        policy_logits, reference_logits, advantage = self._advantage(policy, reference, critic)
-        loss = policy_loss(policy_logits, reference_logits, advantage.detach(), self.beta)
-        fixed = policy_logits.detach()
-        log_prob = fixed.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return [loss, kl_divergence(fixed, reference_logits), log_prob]
-
-    def _advantage_terms(self, critic: Tensor, reference: Tensor, policy: Tensor, tokens: Tensor) -> list[Tensor]:
-        """A of the tokens that were sampled, and E_pi[A^2]."""
-        policy_logits, _, advantage = self._advantage(policy, reference, critic)
-        taken = advantage.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return [taken, (policy_logits.softmax(-1) * advantage.square()).sum(-1)]
-
-    def _overlap_terms(self, policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
-        """The target critic's advantage averaged over what the policy and the sampling distribution share."""
-        policy_logits, _, advantage = self._advantage(policy, reference, target)
-        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), advantage)]
-
     # Targets ---------------------------------------------------------------------------------------------------
+
+    def _overlap(self, policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
+        """The target critic's advantage averaged over what the policy and the sampling distribution share."""
+        policy_logits, reference_logits, target_logits = (self.agent.logits(h) for h in (policy, reference, target))
+        advantage = q_dueling(target.new_zeros(len(target)), target_logits, reference_logits, policy_logits, self.beta)
+        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), advantage)]
 
     def _importance(self, batch: Sequences, group: list[Transition], log_prob: Tensor) -> Tensor:
         """pi(w) / mu(w) of the sampled tokens [batch, longest], mu being what they were drawn from."""

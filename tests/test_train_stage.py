@@ -1,0 +1,98 @@
+"""The stage `train` as a user starts it: its mistakes answered in one line, its card, its resumption."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from etpo_core import paths
+from etpo_core.settings import read_params
+from etpo_core.tasks import prepare_task, save_task
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, tiny_language_model):
+    """A project of its own: the tiny model under the name `tiny`, one table, a small budget."""
+    root = tmp_path_factory.mktemp("project")
+    params = read_params()
+    params["scales"]["smoke"]["training"] = {"env_steps": 6, "environments": 2, "max_new_tokens": 4, "lora_rank": 4}
+    params["scales"]["smoke"]["runs"] = {"keep_finished": True}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    save_task(prepare_task("kidney-stone"), root / "data" / "tables")
+    model, tokenizer, card = tiny_language_model
+    from etpo_core.language_model import save_model
+
+    save_model(model, tokenizer, root / "models" / "tiny", {**card, "name": "tiny"}, model.dtype)
+    return root
+
+
+def stage(root, method="etpo", task="kidney-stone", scale="smoke", seed="0", **environment):
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI")}
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.train", "--scale", scale, "--method", method, "--task", task, "--seed", seed],
+        cwd=paths.ROOT,
+        env={**keep, "ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def card(root, method="etpo"):
+    path = root / "results" / "smoke" / method / "kidney-stone" / "seed0" / "run_card.json"
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_its_card_and_a_finished_one_is_kept(root):
+    done = stage(root)
+    assert done.returncode == 0, done.stderr
+    found = card(root)
+    assert found["status"] == "finished" and found["executor"]["tier"] in "ABCD"
+    assert found["data"]["stand_in"] and found["model"]["name"] == "tiny"
+    assert {"python", "torch", "scikit-learn"} <= set(found["versions"])
+    again = stage(root)
+    assert again.returncode == 0 and "kept" in again.stdout
+    assert card(root) == found
+
+
+def test_without_a_key_the_chat_baseline_says_not_run(root):
+    done = stage(root, method="reflection_gpt4")
+    assert done.returncode == 0, done.stderr
+    found = card(root, "reflection_gpt4")
+    assert (found["status"], found["reason"]) == ("not run", "OPENAI_API_KEY is not set")
+    folder = root / "results" / "smoke" / "reflection_gpt4" / "kidney-stone" / "seed0"
+    assert (folder / "steps.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": "huge"}, "unknown scale 'huge'; choose one of: laptop, paper, smoke, study"),
+        ({"method": "sac"}, "unknown method 'sac'; choose one of: etpo"),
+        ({"task": "iris"}, "unknown task 'iris'; choose one of: airlines"),
+        ({"task": "diabetes"}, "python -m pipeline.data"),
+        ({"scale": "laptop"}, "python -m pipeline.warm_start --model smollm2"),
+        (
+            {"method": "reflection_gpt4", "OPENAI_API_KEY": "x", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+            "127.0.0.1:9",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(root, arguments, message):
+    done = stage(root, **arguments)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: ") and message in last
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unwritable_results_folder_is_one_line(root, tmp_path):
+    import shutil
+
+    other = tmp_path / "project"
+    shutil.copytree(root, other, ignore=shutil.ignore_patterns("results"))
+    (other / "results").write_text("a file where a folder should be")
+    done = stage(other)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "results" in done.stderr.strip().splitlines()[-1]
