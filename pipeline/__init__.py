@@ -1,1 +1,10 @@
 """The stages of dvc.yaml, a thin script each."""
+
+import os
+
+# Threads that wait for each other must sleep, not spin: where another process wants a core as well - the executor's
+# workers, or anything else on a laptop - spinning makes every product of matrices many times slower. The libraries
+# read this when they are loaded, which is after this module.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,50 @@
+"""Stage `base_model`: makes the folder of a language model before any training.
+
+    python -m pipeline.base_model --model smollm2
+
+writes models/smollm2-base. For `codellama` that is a card which refers to the hub name or folder that the section
+`base_model` of params.yaml gives; nothing is copied.
+"""
+
+import argparse
+
+from etpo_core.errors import one_line_errors, unknown
+from etpo_core.language_model import build_tiny, convert_smollm2, fetch_hub
+from etpo_core.paths import MODELS
+from etpo_core.settings import read_params
+
+
+def make(model: str) -> str:
+    """Makes the base of one model.
+
+    Args:
+        model: "tiny", "smollm2" or "codellama".
+
+    Returns:
+        The name of the folder in models/.
+    """
+    settings = read_params()["base_model"]
+    makers = {
+        "tiny": lambda folder: build_tiny(folder, seed=settings["tiny"]["seed"]),
+        "smollm2": convert_smollm2,
+        "codellama": lambda folder: fetch_hub(settings["codellama"]["source"], folder),
+    }
+    if model not in makers:
+        raise unknown("model", model, makers)
+    name = f"{model}-base"
+    makers[model](MODELS / name)
+    return name
+
+
+def main() -> None:
+    """Command line of the stage."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="tiny, smollm2 or codellama")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        name = make(arguments.model)
+        print(f"{MODELS / name}: ready")
+
+
+if __name__ == "__main__":
+    main()
