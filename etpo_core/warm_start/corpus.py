@@ -50,6 +50,7 @@ DESCRIPTIONS = (
     "Stroke Prediction",
 )
 BODIES_PER_CLASSIFIER = 12
+NEW_STARTS = 3  # answers to a reflection prompt beside the repaired body
 # Preprocessing that stands before a classifier in scikit-learn's own pipelines.
 _PREPROCESSING = ("StandardScaler()", "MinMaxScaler()", "SimpleImputer()", "PCA(n_components=3)", "RobustScaler()")
 _WITH_PROBABILITY = {"SVC", "NuSVC"}  # have probabilities on request
@@ -171,18 +172,26 @@ class Corpus:
     def first_try(self, index: int, answers: int) -> Example:
         """Example `index`: a task's first prompt with several different bodies that answer it."""
         rng = random.Random(f"first {self._seed} {index}")
-        texts: list[str] = []
-        while len(texts) < answers:
+        return Example(task_prompt(**_setting(rng)), tuple(self._different(rng, answers, [])))
+
+    def second_try(self, index: int) -> Example:
+        """Example `index`: a reflection prompt that shows a failure, answered by the repaired body and by new starts.
+
+        A model that has seen repairs alone learns to copy what it reads and keeps its mistake; a second version may as
+        well be another program.
+        """
+        rng = random.Random(f"second {self._seed} {index}")
+        bad, error, good = rng.choice(self.failures)
+        texts = self._different(rng, NEW_STARTS + 1, [good])
+        return Example(reflection_prompt(**_setting(rng), body=bad, error=error), tuple(texts))
+
+    def _different(self, rng: random.Random, wanted: int, texts: list[str]) -> list[str]:
+        """`texts` filled up to `wanted` with bodies that are not in it yet, as long as there are such bodies."""
+        while len(texts) < wanted:
             (body,) = rng.choices(self.bodies, self._weights)
             if body.text not in texts or len(texts) >= len(self.bodies):
                 texts.append(body.text)
-        return Example(task_prompt(**_setting(rng)), tuple(texts))
-
-    def second_try(self, index: int) -> Example:
-        """Example `index`: a reflection prompt that shows a failure, with the repaired body."""
-        rng = random.Random(f"second {self._seed} {index}")
-        bad, error, good = rng.choice(self.failures)
-        return Example(reflection_prompt(**_setting(rng), body=bad, error=error), (good,))
+        return texts
 
 
 def _setting(rng: random.Random) -> dict:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on the warm start's corpus: short, repeatable, safe to interrupt.
 
-Every step sees `batch` answers to first prompts and an eighth as many repaired bodies. Several answers to the same
+Every step sees `batch` answers to first prompts and half as many to reflection prompts. Several answers to the same
 prompt share one sequence - prompt, answer, answer, ... - in which an answer sees the prompt and itself but no other
 answer, and has the positions it would have alone; the prompt is then computed once instead of once an answer. The loss
 is the mean negative log-likelihood of the answers' tokens, the end token included; which positions count is told by
