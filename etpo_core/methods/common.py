@@ -12,10 +12,14 @@ from ..rollout import Transition
 
 
 def micro_batches(transitions: Sequence[Transition], size: int) -> Iterator[list[Transition]]:
-    """Groups of at most `size` transitions, latest first, so that a next state that was acted in is known before
-    the transition that leads to it."""
-    for end in range(len(transitions), 0, -size):
-        yield list(transitions[max(0, end - size) : end])
+    """Groups of at most `size` transitions, the longest sequences first.
+
+    Sequences of a group are then about equally long, so little is padded; and a prompt that shows a failure is longer
+    than the prompt that led to it, so a next state that was acted in is mostly known before it is asked for.
+    """
+    ordered = sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action), reverse=True)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
 
 
 def pack(agent: Agent, group: Sequence[Transition]) -> Sequences:
