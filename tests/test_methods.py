@@ -151,3 +151,27 @@ def test_unknown_names_are_one_clear_line(settings):
     wrong = Settings(**vars(settings.methods.etpo), betta=1.0)
     with pytest.raises(UserError, match="unknown parameter of method etpo 'betta'.*beta"):
         build_method("etpo", wrong)
+
+
+def ppo_critic_loss(make_agent, settings, batch, beta, shift=0.0):
+    """The critic's loss of a first update with V = 0.5 everywhere: the mean of (0.5 - return)^2."""
+    agent = make_agent()
+    with torch.no_grad():
+        agent.value_heads["critic"].bias.fill_(0.5)
+        for parameter in agent.parameters("policy"):
+            parameter.add_(shift)
+    return started("ppo_kl", settings, agent, beta=beta, epochs=1).update(batch)
+
+
+def test_ppo_bootstraps_what_goes_on_and_nothing_else(make_agent, settings):
+    on = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, False, FAILED)]
+    over = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, True, None)]
+    assert ppo_critic_loss(make_agent, settings, on, 0.1)["critic_loss"] == pytest.approx((0.5 + 1 - 0.99 * 0.5) ** 2)
+    assert ppo_critic_loss(make_agent, settings, over, 0.1)["critic_loss"] == pytest.approx(1.5**2)
+
+
+def test_ppo_pays_for_the_divergence_of_an_action(make_agent, settings):
+    over = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, True, None)]
+    logged = ppo_critic_loss(make_agent, settings, over, 2.0, shift=0.05)
+    assert logged["kl_per_action"] > 1e-3
+    assert logged["critic_loss"] == pytest.approx((1.5 + 2.0 * logged["kl_per_action"]) ** 2, rel=1e-5)
