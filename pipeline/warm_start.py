@@ -7,10 +7,7 @@ warm_start.json beside the weights. Interrupted, it goes on where it was when st
 """
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
 from collections import Counter
 from dataclasses import asdict
 
@@ -19,6 +16,7 @@ import torch
 from etpo_core.errors import UserError, one_line_errors, unknown
 from etpo_core.language_model import check_files, load_model, save_model, write_card
 from etpo_core.paths import MODELS, TABLES
+from etpo_core.provenance import write_json
 from etpo_core.sandbox import Limits, SandboxPool
 from etpo_core.settings import read_params
 from etpo_core.tasks import TASKS, load_task
@@ -69,7 +67,7 @@ def warm_start(name: str) -> dict:
         "training": record,
         "measured": _measure(model, tokenizer, card, tasks, params["sandbox"], report_samples, settings.seed),
     }
-    _write_json(MODELS / name / "warm_start.json", report)
+    write_json(MODELS / name / "warm_start.json", report)
     checkpoint.unlink(missing_ok=True)
     return report
 
@@ -79,12 +77,6 @@ def _measure(model, tokenizer, card: dict, tasks: list, sandbox: dict, samples: 
     with SandboxPool(sandbox["workers"], limits, sandbox["allow_unsafe"]) as executor:
         dtype = getattr(torch, card["dtype"])
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
-
-
-def _write_json(path, value: dict) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-    os.replace(file.name, path)
 
 
 def main() -> None:
