@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from . import llama
 from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample
 from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
@@ -28,16 +29,16 @@ class Sequences:
     """Prompts followed by actions, padded on the right; what lies where is told by position.
 
     Attributes:
-        ids: token ids [batch, longest].
-        attention_mask: 1 where a token stands [batch, longest].
+        prefix: token ids [P] that all sequences begin with, held (and by a `llama.Body` computed) once.
+        ids: token ids [batch, S] of what follows.
         rows: batch index of each action position [N], all actions one after another.
-        columns: index of the hidden state that the action token is drawn from [N].
+        columns: index into S of the hidden state that the action token is drawn from [N].
         tokens: the action tokens [N].
         lengths: tokens of each action [batch]; N is their sum.
     """
 
+    prefix: Tensor
     ids: Tensor
-    attention_mask: Tensor
     rows: Tensor
     columns: Tensor
     tokens: Tensor
@@ -45,18 +46,19 @@ class Sequences:
 
     @classmethod
     def pack(cls, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], device) -> "Sequences":
-        """Packs prompts and actions. An action must have at least one token."""
-        whole = [list(p) + list(a) for p, a in zip(prompts, actions, strict=True)]
+        """Packs prompts and actions. A prompt and an action must have at least one token."""
+        shared = shared_length(prompts)
+        whole = [list(p[shared:]) + list(a) for p, a in zip(prompts, actions, strict=True)]
         longest = max(map(len, whole))
         index = [
-            (b, len(p) - 1 + j, t)
+            (b, len(p) - shared - 1 + j, t)
             for b, (p, a) in enumerate(zip(prompts, actions, strict=True))
             for j, t in enumerate(a)
         ]
         rows, columns, tokens = torch.tensor(index, device=device).T
         return cls(
+            prefix=torch.tensor(prompts[0][:shared], dtype=torch.long, device=device),
             ids=torch.tensor([w + [0] * (longest - len(w)) for w in whole], device=device),
-            attention_mask=torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in whole], device=device),
             rows=rows,
             columns=columns,
             tokens=tokens,
@@ -73,6 +75,17 @@ class Sequences:
     def to_flat(self, padded: Tensor) -> Tensor:
         """The inverse of `to_padded`: [batch, longest action] to [N]."""
         return padded[torch.arange(padded.shape[1], device=padded.device) < self.lengths[:, None]]
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; at least the last token of each prompt is left out.
+
+    (The state behind a prompt's last token is the one that the first action token is drawn from.)
+    """
+    # What the first and the last in order share is shared by all between them.
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
 class Agent:
@@ -116,8 +129,10 @@ class Agent:
             self._parameters = {
                 adapter: [p for n, p in model.named_parameters() if f".{adapter}." in n] for adapter in ADAPTERS
             }
+            self._mark_trainable()
             self.track(("critic", "target_critic"), 0.0)
         self._causal = causal
+        self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
         self._decoder: Decoder | None = None
 
     # Roles -----------------------------------------------------------------------------------------------------
@@ -126,11 +141,20 @@ class Agent:
         """The LoRA weights of an adapter."""
         return self._parameters[adapter]
 
+    def _check(self, role: str) -> None:
+        if not self.trainable and role not in ("reference", "policy"):
+            raise ValueError(f"role {role!r} of an agent without adapters; expected reference or policy")
+
+    def _mark_trainable(self) -> None:
+        """Gradients for policy and critic; the target critic follows by averaging and never has one."""
+        for adapter in ADAPTERS:
+            for parameter in self._parameters[adapter]:
+                parameter.requires_grad_(adapter != "target_critic")
+
     @contextmanager
     def _role(self, role: str) -> Iterator[None]:
+        """Makes the transformers model compute what a role computes."""
         if not self.trainable:
-            if role not in ("reference", "policy"):
-                raise ValueError(f"role {role!r} of an agent without adapters; expected reference or policy")
             yield
         elif role == "reference":
             with self.model.disable_adapter():
@@ -138,12 +162,8 @@ class Agent:
         else:
             self.model.set_adapter(role)
             # peft freezes every adapter but the active one, and a frozen leaf would not get the gradient of a graph
-            # that was built before; the target critic alone never has a gradient.
-            for adapter in ("policy", "critic"):
-                for parameter in self._parameters[adapter]:
-                    parameter.requires_grad_(True)
-            for parameter in self._parameters["target_critic"]:
-                parameter.requires_grad_(False)
+            # that was built before.
+            self._mark_trainable()
             yield
 
     def hidden(self, role: str, sequences: Sequences, grad: bool = False) -> Tensor:
@@ -154,14 +174,24 @@ class Agent:
             sequences: prompts and actions.
             grad: whether a graph is kept for the role's adapter.
         """
-        autocast = torch.autocast(
-            self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
-        )
-        with self._role(role), autocast, torch.set_grad_enabled(grad):
-            out = self._causal.base_model(
-                input_ids=sequences.ids, attention_mask=sequences.attention_mask, use_cache=False
-            ).last_hidden_state
-            return out[sequences.rows, sequences.columns].float()
+        self._check(role)
+        with torch.set_grad_enabled(grad):
+            if self._body is not None:
+                adapter = role if self.trainable and role != "reference" else None
+                out = self._body.hidden(sequences.prefix, sequences.ids, adapter)
+            else:
+                with self._role(role):
+                    out = self._transformers_hidden(sequences)
+            return out[sequences.rows, sequences.columns]
+
+    def _transformers_hidden(self, sequences: Sequences) -> Tensor:
+        """The same states [batch, S, H] through transformers, for any architecture."""
+        shared = len(sequences.prefix)
+        ids = torch.cat([sequences.prefix.expand(len(sequences.ids), -1), sequences.ids], dim=1)
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            # Padding stands on the right, where no position before it looks: there is nothing to mask.
+            out = self._causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return out[:, shared:].float()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [n, vocabulary] in float32 of hidden states [n, H]."""
@@ -193,7 +223,7 @@ class Agent:
     def refresh(self) -> None:
         """Hands the policy's current weights to the decoder; call it after every update."""
         if self._decoder is None:
-            fits = LlamaDecoder.fits(self.model)
+            fits = llama.fits(self.model)
             self._decoder = LlamaDecoder(self.model, self.compute_dtype) if fits else TransformersDecoder(self.model)
         if self.trainable and isinstance(self._decoder, LlamaDecoder):
             self._decoder.load("policy")

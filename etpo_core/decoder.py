@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import llama
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -182,67 +184,23 @@ class TransformersDecoder:
 
 
 class LlamaDecoder:
-    """A bare decoder for models of the Llama architecture, with its own merged copy of the weights.
+    """A bare decoder for models of the Llama architecture (`llama.fits`), with its own merged copy of the weights.
 
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
-        dtype: of the copied weights and of the arithmetic.
+        dtype: of the copied weights and of the products.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config, self.body, self.dtype = causal.config, causal.model, dtype
+        causal = llama.causal_model(model)
+        self.model, self.body, self.dtype, self.shape = model, causal.model, dtype, llama.shape(model)
         self.device = causal.lm_head.weight.device
         self.head = causal.lm_head.weight.to(dtype)
-        self.heads = self.config.num_attention_heads
-        self.kv_heads = self.config.num_key_value_heads
-        self.width = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
         self.load(None)
 
-    @staticmethod
-    def fits(model: nn.Module) -> bool:
-        """Whether this decoder computes what `model` computes: plain Llama layers without biases."""
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = causal.config
-        return (
-            config.model_type == "llama"
-            and not getattr(config, "attention_bias", False)
-            and not getattr(config, "mlp_bias", False)
-            and config.hidden_act == "silu"
-        )
-
-    @torch.no_grad()
     def load(self, adapter: str | None) -> None:
         """Copies the weights again, with LoRA adapter `adapter` merged in (None: the frozen base)."""
-
-        def merged(linear: nn.Module) -> Tensor:
-            base = getattr(linear, "base_layer", linear).weight
-            if adapter is not None and adapter in getattr(linear, "lora_A", {}):
-                base = base.float() + linear.get_delta_weight(adapter).float()
-            return base.to(self.dtype)
-
-        self.layers = []
-        for layer in self.body.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            self.layers.append(
-                (
-                    layer.input_layernorm.weight.to(self.dtype),
-                    torch.cat([merged(attention.q_proj), merged(attention.k_proj), merged(attention.v_proj)]),
-                    merged(attention.o_proj),
-                    layer.post_attention_layernorm.weight.to(self.dtype),
-                    torch.cat([merged(mlp.gate_proj), merged(mlp.up_proj)]),
-                    merged(mlp.down_proj),
-                )
-            )
-        self.norm = self.body.norm.weight.to(self.dtype)
-        self.embedding = self.body.embed_tokens.weight
-
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.config.rms_norm_eps).to(self.dtype) * weight
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
+        self.layers = llama.layers(self.model, self.dtype, adapter)
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Runs the body over `ids` [batch, new], writes the cache, returns logits of the last position.
@@ -251,30 +209,25 @@ class LlamaDecoder:
         """
         batch, new = ids.shape
         start, end = self.length, self.length + new
-        x = F.embedding(ids, self.embedding).to(self.dtype)
-        cos, sin = self.body.rotary_emb(x, positions)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        groups = self.heads // self.kv_heads
-        for i, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
-            h = F.linear(self._normed(x, norm_1), qkv).view(batch, new, self.heads + 2 * self.kv_heads, self.width)
-            h = h.transpose(1, 2)
-            q, k, v = h.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
-            self.keys[i][:, :, start:end], self.values[i][:, :, start:end] = k, v
-            keys, values = self.keys[i][:, :, :end], self.values[i][:, :, :end]
-            # Query heads that share a key-value head become rows of one product.
-            q = q.reshape(batch, self.kv_heads, groups * new, self.width)
-            scores = (q @ keys.transpose(-1, -2)).float() * self.width**-0.5
-            scores = scores.view(batch, self.heads, new, end)
-            if mask is not None:
-                scores = scores + mask
-            weights = scores.softmax(-1).to(self.dtype).view(batch, self.kv_heads, groups * new, end)
-            attended = (weights @ values).view(batch, self.heads, new, self.width).transpose(1, 2)
-            x = x + F.linear(attended.reshape(batch, new, -1), out)
-            gate, up = F.linear(self._normed(x, norm_2), gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, down)
+        x = self.body.embed_tokens(ids.flatten()).float()
+        cos, sin = (t.to(self.dtype).flatten(0, 1).unsqueeze(1) for t in self.body.rotary_emb(x, positions))
+        for i, layer in enumerate(self.layers):
+
+            def attention(query: Tensor, key: Tensor, value: Tensor, i: int = i) -> Tensor:
+                query, key, value = (t.view(batch, new, *t.shape[1:]) for t in (query, key, value))
+                self.keys[i][:, :, start:end] = key.transpose(1, 2)
+                self.values[i][:, :, start:end] = value.transpose(1, 2)
+                return llama.attend(query, self.keys[i][:, :, :end], self.values[i][:, :, :end], mask).flatten(0, 1)
+
+            x = llama.run_layer(x, layer, {}, cos, sin, self.shape, attention)
         self.length = end
-        return F.linear(self._normed(x[:, -1], self.norm), self.head)
+        last = x.view(batch, new, -1)[:, -1]
+        return F.linear(llama.normed(last, self.body.norm.weight.float(), self.shape.epsilon).to(self.dtype), self.head)
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        """[batch, new, seen] of bools as what is added to scores, [batch, 1, new, seen]."""
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill(~visible, float("-inf")).unsqueeze(1)
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], extra: int) -> Tensor:
@@ -283,15 +236,14 @@ class LlamaDecoder:
         shared = all(list(p) == list(prompts[0]) for p in prompts)
         ids, padding = pad_left(prompts[:1] if shared else prompts, self.device)
         batch, longest = ids.shape
-        shape = (batch, self.kv_heads, longest + extra, self.width)
+        shape = (batch, self.shape.kv_heads, longest + extra, self.shape.width)
         self.keys = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
         self.values = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
         self.length = 0
         columns = torch.arange(longest, device=self.device)
         visible = (columns[None, :] <= columns[:, None]) & (columns >= padding[:, None])[:, None, :]
         visible |= torch.eye(longest, dtype=torch.bool, device=self.device)  # padded rows see themselves: no NaN
-        mask = torch.zeros(visible.shape, device=self.device).masked_fill(~visible, float("-inf")).unsqueeze(1)
-        logits = self._forward(ids, (columns - padding[:, None]).clamp(min=0), mask)
+        logits = self._forward(ids, (columns - padding[:, None]).clamp(min=0), self._mask(visible))
         if shared and rows > 1:
             self.keys = [k.expand(rows, -1, -1, -1).contiguous() for k in self.keys]
             self.values = [v.expand(rows, -1, -1, -1).contiguous() for v in self.values]
@@ -305,8 +257,8 @@ class LlamaDecoder:
         positions = (self.length - self.padding)[:, None]
         mask = None
         if self.padding.any():
-            hidden = torch.arange(self.length + 1, device=self.device) < self.padding[:, None]
-            mask = torch.zeros(hidden.shape, device=self.device).masked_fill(hidden, float("-inf"))[:, None, None]
+            visible = torch.arange(self.length + 1, device=self.device) >= self.padding[:, None]
+            mask = self._mask(visible[:, None])
         return self._forward(tokens[:, None], positions, mask)
 
     @torch.inference_mode()

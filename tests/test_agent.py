@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from etpo_core.agent import ADAPTERS, Sequences
+from etpo_core.agent import ADAPTERS, Sequences, shared_length
 from etpo_core.prompts import task_prompt
 
 PROMPTS, ACTIONS = [(1, 2, 3), (4, 5, 6, 7, 8)], [(9, 10, 11, 12), (13,)]
@@ -16,7 +16,23 @@ def test_positions_are_those_that_the_action_tokens_are_drawn_from(sequences):
     assert sequences.tokens.tolist() == [9, 10, 11, 12, 13]
     assert sequences.rows.tolist() == [0, 0, 0, 0, 1]
     assert sequences.columns.tolist() == [2, 3, 4, 5, 4]
-    assert sequences.attention_mask.sum(1).tolist() == [7, 6]
+    assert sequences.prefix.tolist() == []
+    assert sequences.ids.tolist() == [[1, 2, 3, 9, 10, 11, 12], [4, 5, 6, 7, 8, 13, 0]]
+
+
+def test_what_all_prompts_begin_with_is_held_once():
+    packed = Sequences.pack([(1, 2, 3), (1, 2, 4, 5)], [(6,), (7, 8)], "cpu")
+    assert packed.prefix.tolist() == [1, 2]
+    assert packed.ids.tolist() == [[3, 6, 0, 0], [4, 5, 7, 8]]
+    assert packed.columns.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "prompts, shared",
+    [([(1, 2, 3)], 2), ([(1, 2, 3)] * 2, 2), ([(1, 2), (1, 2, 3)], 1), ([(1,), (1, 2)], 0), ([(3, 1), (2, 1)], 0)],
+)
+def test_the_shared_start_leaves_each_prompt_its_last_token(prompts, shared):
+    assert shared_length(prompts) == shared
 
 
 def test_padded_and_flat_are_inverse(sequences):
@@ -114,7 +130,7 @@ def test_saved_policy_is_a_plain_peft_adapter(make_agent, sequences, tmp_path, t
             parameter.add_(0.05)
     agent.save_policy(tmp_path / "policy")
     loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_language_model[0]), tmp_path / "policy")
-    hidden = loaded.get_base_model().model(sequences.ids, attention_mask=sequences.attention_mask).last_hidden_state
+    hidden = loaded.get_base_model().model(sequences.ids).last_hidden_state
     expected = agent.hidden("policy", sequences)
     torch.testing.assert_close(hidden[sequences.rows, sequences.columns], expected, rtol=1e-5, atol=1e-5)
 

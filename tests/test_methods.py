@@ -4,6 +4,7 @@ import torch
 from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.methods import METHODS, build_method
+from etpo_core.methods.common import micro_batches
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
@@ -18,7 +19,7 @@ def settings():
 
 def started(name, settings, agent, **changes):
     method = build_method(name, Settings(**{**vars(settings.methods[name]), **changes}))
-    training = Settings(**{**vars(settings.training), "micro_batch": 64})
+    training = Settings(**{**vars(settings.training), "micro_batch_tokens": 512})
     method.start(agent, training)
     return method
 
@@ -73,14 +74,30 @@ def test_micro_batches_change_nothing_but_memory(make_agent, settings, name):
         Transition(FAILED, (7, 8, 9, 10), (0.0,) * 4, 0.6, True, None),
     ]
     results = []
-    for size in (1, 4):
+    for size in (1, 512):
         agent = make_agent()
         method = build_method(name, settings.methods[name])
-        method.start(agent, Settings(**{**vars(settings.training), "micro_batch": size}))
+        method.start(agent, Settings(**{**vars(settings.training), "micro_batch_tokens": size}))
         logged = [method.update(batch) for _ in range(2)]
         results.append((logged, agent.get_state()))
     for a, b in zip(results[0][0], results[1][0], strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+
+
+def test_micro_batches_keep_every_transition_and_the_limit():
+    prompts = [(1, 2, 3), (1, 2, 3, 9, 9), (1, 2, 7), (1, 2, 3, 9, 8, 8)]
+    batch = [Transition(p, (4,) * n, (0.0,) * n, 0.0, True, None) for p in prompts for n in (1, 2, 5)]
+    groups = list(micro_batches(batch, 16))
+    assert sorted((t for g in groups for t in g), key=repr) == sorted(batch, key=repr)
+    for group in groups:
+        packed = pack_on_cpu(group)
+        assert len(packed.prefix) + packed.ids.numel() <= 16
+    assert any(len(group) > 1 for group in groups)
+    assert [len(group) for group in micro_batches(batch, 1)] == [1] * len(batch)
+
+
+def pack_on_cpu(group):
+    return Sequences.pack([t.prompt for t in group], [t.action for t in group], "cpu")
 
 
 def test_etpo_bootstraps_a_cut_off_episode_from_the_next_state(make_agent, settings):

@@ -1,30 +1,49 @@
 """What the trained methods share: micro-batches, the soft value of a next state, the optimiser step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..agent import Agent, Sequences
+from ..agent import Agent, Sequences, shared_length
 from ..bellman import kl_divergence
 from ..head import streamed
 from ..rollout import Transition
 
 
-def micro_batches(transitions: Sequence[Transition], size: int) -> Iterator[list[Transition]]:
-    """Groups of at most `size` transitions, the longest sequences first.
+def micro_batches(transitions: Sequence[Transition], tokens: int) -> Iterator[list[Transition]]:
+    """Groups of transitions that take at most `tokens` tokens each, padding included, the longest sequences first.
 
-    Sequences of a group are then about equally long, so little is padded; and a prompt that shows a failure is longer
-    than the prompt that led to it, so a next state that was acted in is mostly known before it is asked for.
+    What all prompts of a group begin with counts once, as it is computed once. Sequences of a group are about equally
+    long, so little is padded; and a prompt that shows a failure is longer than the prompt that led to it, so a next
+    state that was acted in is mostly known before it is asked for. A transition too long for the limit goes alone.
     """
-    ordered = sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action), reverse=True)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    group: list[Transition] = []
+    for t in sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action), reverse=True):
+        if group:
+            shared = shared_length([u.prompt for u in (*group, t)])
+            longest = len(group[0].prompt) + len(group[0].action)
+            if shared + (len(group) + 1) * (longest - shared) > tokens:
+                yield group
+                group = []
+        group.append(t)
+    if group:
+        yield group
 
 
 def pack(agent: Agent, group: Sequence[Transition]) -> Sequences:
     """The transitions' prompts and actions as one padded batch."""
     return Sequences.pack([t.prompt for t in group], [t.action for t in group], agent.device)
+
+
+def state_batches(
+    agent: Agent, states: Iterable[tuple[int, ...]], tokens: int
+) -> Iterator[tuple[list[tuple[int, ...]], Sequences]]:
+    """States to be evaluated at their last token, in batches of at most `tokens` tokens."""
+    # The hidden state at a prompt's last position does not see the token that stands behind it.
+    alone = [Transition(state, (0,), (0.0,), 0.0, True, None) for state in states]
+    for group in micro_batches(alone, tokens):
+        yield [t.prompt for t in group], pack(agent, group)
 
 
 def next_token_kl(agent: Agent, policy_hidden: Tensor, reference_hidden: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..head import dueling_terms, streamed
 from ..losses import critic_loss, q_dueling
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack
+from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches
 
 
 class ETPO:
@@ -56,7 +56,7 @@ class ETPO:
 
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
-        self.agent, self.grad_norm, self.micro_batch = agent, training.grad_norm, training.micro_batch
+        self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
         self.sampling = training.temperature, training.top_k
         self.drawn_from_policy = self.sampling == (1.0, 0)
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
@@ -73,7 +73,10 @@ class ETPO:
         agent, total = self.agent, sum(len(t.action) for t in transitions)
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this batch
-        for group in micro_batches(transitions, self.micro_batch):
+        # States in which nobody acted yet are evaluated together; the others get their value with their action.
+        acted = {t.prompt for t in transitions}
+        self._next_soft_value([t for t in transitions if t.next_prompt not in acted], soft_value)
+        for group in micro_batches(transitions, self.tokens_at_once):
             next_soft_value = self._next_soft_value(group, soft_value)
             batch = pack(agent, group)
             reference = agent.hidden("reference", batch)
@@ -163,15 +166,11 @@ class ETPO:
         """The soft value of each next state [batch], 0 where nothing follows; fills in `known` as it goes."""
         agent = self.agent
         wanted = {t.next_prompt for t in group if not t.done} - known.keys()
-        states = sorted(wanted, key=len)
-        for start in range(0, len(states), self.micro_batch):
-            part = states[start : start + self.micro_batch]
-            # The hidden state at a prompt's last position does not see the token that stands behind it.
-            batch = Sequences.pack(part, [[0]] * len(part), agent.device)
+        for states, batch in state_batches(agent, wanted, self.tokens_at_once):
             reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
             value = agent.value("target_critic", agent.hidden("target_critic", batch))
             soft = self._state_values(batch, value, next_token_kl(agent, policy, reference))
-            known.update(zip(part, soft.tolist(), strict=True))
+            known.update(zip(states, soft.tolist(), strict=True))
         values = [0.0 if t.done else known[t.next_prompt] for t in group]
         return torch.tensor(values, device=agent.device)
 

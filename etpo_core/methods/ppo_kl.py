@@ -14,7 +14,7 @@ from ..head import streamed
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack
+from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches
 
 
 class PPOKL:
@@ -48,7 +48,7 @@ class PPOKL:
 
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
-        self.agent, self.grad_norm, self.micro_batch = agent, training.grad_norm, training.micro_batch
+        self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
         self.critic_optimiser = torch.optim.AdamW(
             agent.value_heads["critic"].parameters(), lr=self.value_lr, weight_decay=0.0
@@ -56,7 +56,7 @@ class PPOKL:
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
-        agent, groups = self.agent, list(micro_batches(transitions, self.micro_batch))
+        agent, groups = self.agent, list(micro_batches(transitions, self.tokens_at_once))
         batches = [pack(agent, group) for group in groups]
         features, old_log_probs, kls = [], [], []
         for batch in batches:
@@ -105,11 +105,9 @@ class PPOKL:
         """V(s') [batch], 0 where nothing follows. `state` holds the features of the states that were acted in."""
         agent = self.agent
         known = {t.prompt: f for t, f in zip(transitions, state, strict=True)}
-        unknown = sorted({t.next_prompt for t in transitions if not t.done} - known.keys(), key=len)
-        for start in range(0, len(unknown), self.micro_batch):
-            part = unknown[start : start + self.micro_batch]
-            hidden = agent.hidden("reference", Sequences.pack(part, [[0]] * len(part), agent.device))
-            known.update(zip(part, hidden, strict=True))
+        unknown = {t.next_prompt for t in transitions if not t.done} - known.keys()
+        for states, batch in state_batches(agent, unknown, self.tokens_at_once):
+            known.update(zip(states, agent.hidden("reference", batch), strict=True))
         following = torch.stack([state[0] if t.done else known[t.next_prompt] for t in transitions])
         running = torch.tensor([not t.done for t in transitions], device=agent.device)
         return agent.value("critic", following) * running

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from etpo_core import llama
 from etpo_core.decoder import LlamaDecoder, TransformersDecoder, sample
 from etpo_core.language_model import decode_action, encode_prompt
 from etpo_core.prompts import Prompt, program, reflection_prompt, task_prompt
@@ -91,7 +92,7 @@ class _Writer:
 
     def __init__(self, model, tokenizer, card: dict, generator: torch.Generator, dtype: torch.dtype):
         self.tokenizer, self.card, self.generator = tokenizer, card, generator
-        self.decoder = LlamaDecoder(model, dtype) if LlamaDecoder.fits(model) else TransformersDecoder(model)
+        self.decoder = LlamaDecoder(model, dtype) if llama.fits(model) else TransformersDecoder(model)
 
     def write(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[int], list[bool]]:
         """Bodies, their lengths in tokens and whether each ended by itself."""

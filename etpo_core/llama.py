@@ -1,0 +1,260 @@
+"""The layers of a Llama-shaped model, written out once for decoding and for training.
+
+transformers runs any architecture; for the Llama family - SmolLM2 and CodeLlama among them - this module computes the
+same hidden states with less work and memory: products over the same input are one product, LoRA is added to a product
+instead of being a layer of its own, the frozen weights are converted to the computing precision once, and what all
+sequences of a batch begin with is read once. What attention sees is the caller's: a decoder brings its cache,
+`Body.hidden` a batch with a shared prefix. The residual stream and the norms are float32 throughout.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class LowRank(NamedTuple):
+    """A LoRA update of one weight: x A^T B^T is added to x W^T; the LoRA scale is part of B."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Layer(NamedTuple):
+    """The weights of one layer, products over the same input joined along the output."""
+
+    norm_1: Tensor
+    qkv: Tensor
+    out: Tensor
+    norm_2: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Shape(NamedTuple):
+    """What the weights alone do not tell."""
+
+    heads: int
+    kv_heads: int
+    width: int
+    epsilon: float
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def fits(model: nn.Module) -> bool:
+    """Whether `model` consists of plain Llama layers without biases, so that this module computes what it computes."""
+    config = causal_model(model).config
+    return (
+        config.model_type == "llama"
+        and not getattr(config, "attention_bias", False)
+        and not getattr(config, "mlp_bias", False)
+        and config.hidden_act == "silu"
+    )
+
+
+def shape(model: nn.Module) -> Shape:
+    """The shape of a Llama model."""
+    config = causal_model(model).config
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(heads, config.num_key_value_heads, width, config.rms_norm_eps)
+
+
+def _products(layer: nn.Module) -> dict[str, list[nn.Module]]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return {
+        "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
+        "out": [attention.o_proj],
+        "gate_up": [mlp.gate_proj, mlp.up_proj],
+        "down": [mlp.down_proj],
+    }
+
+
+@torch.no_grad()
+def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> list[Layer]:
+    """A copy of the weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base)."""
+
+    def merged(linear: nn.Module) -> Tensor:
+        base = getattr(linear, "base_layer", linear).weight
+        if adapter is not None and adapter in getattr(linear, "lora_A", {}):
+            base = base.float() + linear.get_delta_weight(adapter).float()
+        return base.to(dtype)
+
+    return [
+        Layer(
+            norm_1=layer.input_layernorm.weight.float(),
+            norm_2=layer.post_attention_layernorm.weight.float(),
+            **{name: torch.cat([merged(linear) for linear in linears]) for name, linears in _products(layer).items()},
+        )
+        for layer in causal_model(model).model.layers
+    ]
+
+
+def low_rank(layer: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, LowRank]:
+    """The LoRA `adapter` of a layer's joined products, in `dtype`; gradients reach peft's parameters.
+
+    Joined products share their input: the A of each stand side by side, each B acts on its own.
+    """
+    updates = {}
+    for name, linears in _products(layer).items():
+        a = torch.cat([linear.lora_A[adapter].weight for linear in linears])
+        b = torch.block_diag(*(linear.lora_B[adapter].weight * linear.scaling[adapter] for linear in linears))
+        updates[name] = LowRank(a.to(dtype), b.to(dtype))
+    return updates
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x W^T + (x A^T) B^T with W frozen; the sum is taken inside the products, not in passes over the output."""
+
+    @staticmethod
+    def forward(ctx, x, weight, a, b):
+        inner = x @ a.T
+        ctx.save_for_backward(x, weight, a, b, inner)
+        return F.linear(x, weight).addmm_(inner, b.T)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, a, b, inner = ctx.saved_tensors
+        through = gradient @ b
+        into_x = (gradient @ weight).addmm_(through, a) if ctx.needs_input_grad[0] else None
+        return into_x, None, through.T @ x, gradient.T @ inner
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, keeping its input alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        into_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return torch.cat([into_gate, F.silu(gate).mul_(gradient)], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [T, heads, width] with cos and sin [T, 1, width]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of grouped heads.
+
+    Args:
+        query: [batch, new, heads, width], scaled.
+        keys: [batch, kv_heads, seen, width]; heads / kv_heads query heads read the same one.
+        values: [batch, kv_heads, seen, width].
+        mask: added to the scores [batch or 1, 1, new, seen]; None where all is visible.
+
+    Returns:
+        [batch, new, heads * width].
+    """
+    batch, new, heads, width = query.shape
+    kv_heads, seen = keys.shape[1:3]
+    # Query heads that share a key-value head become rows of one product.
+    rows = query.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * new, width)
+    scores = (rows @ keys.transpose(-1, -2)).view(batch, heads, new, seen)
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1).view(batch, kv_heads, heads // kv_heads * new, seen)
+    return (weights @ values).view(batch, heads, new, width).transpose(1, 2).reshape(batch, new, heads * width)
+
+
+def run_layer(
+    x: Tensor, layer: Layer, update: dict[str, LowRank], cos: Tensor, sin: Tensor, shape: Shape, attention: Attend
+) -> Tensor:
+    """One layer over the residual stream.
+
+    Args:
+        x: the residual stream [T, H] in float32, one row a token.
+        layer: its weights.
+        update: the LoRA update of some of its products; empty for none.
+        cos: rotary embedding of each token's position [T, 1, width], in the weights' dtype.
+        sin: likewise.
+        shape: of the model.
+        attention: takes queries [T, heads, width], scaled and rotated, keys and values [T, kv_heads, width], and
+            returns what each token gathered [T, heads * width].
+    """
+
+    def product(name: str, x: Tensor) -> Tensor:
+        weight = getattr(layer, name)
+        return _LowRankLinear.apply(x, weight, *update[name]) if name in update else F.linear(x, weight)
+
+    dtype = layer.qkv.dtype
+    heads = product("qkv", normed(x, layer.norm_1, shape.epsilon).to(dtype)).view(len(x), -1, shape.width)
+    q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+    gathered = attention(rotate(q, cos, sin) * shape.width**-0.5, rotate(k, cos, sin), v)
+    x = x + product("out", gathered)
+    h = _SwiGLU.apply(product("gate_up", normed(x, layer.norm_2, shape.epsilon).to(dtype)))
+    return x + product("down", h)
+
+
+def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root-mean-square norm of x [T, H] in float32."""
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+
+class Body:
+    """The body of a frozen Llama model with LoRA adapters by peft.
+
+    Args:
+        model: a `LlamaForCausalLM`, plain or wrapped by peft.
+        dtype: of the products.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
+        self.layers = layers(model, dtype)
+
+    def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None) -> Tensor:
+        """Last hidden states of sequences that begin alike.
+
+        A position sees the whole prefix and its own sequence up to itself; padding on the right is seen by no one
+        but padding, so it needs no mask.
+
+        Args:
+            prefix: token ids [P] that all sequences begin with; P may be 0.
+            ids: token ids [batch, S] of what follows, padded on the right.
+            adapter: name of the LoRA adapter; None for the frozen base.
+
+        Returns:
+            [batch, S, H] in float32: the states behind the prefix.
+        """
+        shared, (batch, new) = len(prefix), ids.shape
+        x = self.model.embed_tokens(torch.cat([prefix, ids.flatten()])).float()
+        positions = torch.arange(shared + new, device=ids.device)
+        cos, sin = (t[0].to(self.dtype) for t in self.model.rotary_emb(x, positions[None]))
+        cos, sin = (torch.cat([t[:shared], t[shared:].repeat(batch, 1)]).unsqueeze(1) for t in (cos, sin))
+        unseen = torch.full((shared + new,) * 2, float("-inf"), dtype=self.dtype, device=ids.device).triu(1)
+
+        def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            (q0, q), (k0, k), (v0, v) = ((t[:shared], t[shared:]) for t in (query, keys, values))
+
+            def joined(first: Tensor, own: Tensor) -> Tensor:
+                own = own.view(batch, new, *own.shape[1:]).transpose(1, 2)
+                return torch.cat([first.transpose(0, 1).expand(batch, -1, -1, -1), own], dim=2)
+
+            q = q.view(batch, new, *q.shape[1:])
+            gathered = attend(q, joined(k0, k), joined(v0, v), unseen[shared:]).flatten(0, 1)
+            if shared == 0:
+                return gathered
+            first = attend(q0[None], k0.transpose(0, 1)[None], v0.transpose(0, 1)[None], unseen[:shared, :shared])
+            return torch.cat([first[0], gathered])
+
+        for weights, layer in zip(self.layers, self.model.layers, strict=True):
+            update = {} if adapter is None else low_rank(layer, adapter, self.dtype)
+            x = run_layer(x, weights, update, cos, sin, self.shape, attention)
+        return normed(x[shared:], self.model.norm.weight.float(), self.shape.epsilon).view(batch, new, -1)

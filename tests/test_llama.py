@@ -1,0 +1,74 @@
+"""The layers written out compute what transformers and peft compute, forward and backward."""
+
+import pytest
+import torch
+
+from etpo_core import llama
+from etpo_core.agent import ADAPTERS, Sequences
+
+PROMPTS = [(1, 2, 3, 4), (1, 2, 3, 9, 9, 7), (1, 2, 3)]
+ACTIONS = [(5, 6), (7,), (8, 9, 10, 11)]
+
+
+@pytest.fixture
+def agents(make_agent):
+    """Two equal agents with adapters that do something: ours, and one that runs transformers."""
+    ours, theirs = make_agent(), make_agent()
+    theirs._body = None
+    for agent in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for adapter in ADAPTERS:
+                for parameter in agent.parameters(adapter):
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return ours, theirs
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [(4, 5, 6), (7, 8)]], ids=["shared prefix", "nothing shared"])
+@pytest.mark.parametrize("role", ["reference", *ADAPTERS])
+def test_hidden_states_of_every_role(agents, role, prompts):
+    ours, theirs = agents
+    sequences = Sequences.pack(prompts, ACTIONS[: len(prompts)], "cpu")
+    expected = theirs.hidden(role, sequences)
+    torch.testing.assert_close(ours.hidden(role, sequences), expected, rtol=1e-5, atol=1e-5)
+    if role != "reference":
+        assert (expected - theirs.hidden("reference", sequences)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("role", ["policy", "critic"])
+def test_gradients_of_every_adapter_weight(agents, role):
+    sequences = Sequences.pack(PROMPTS, ACTIONS, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(len(sequences.tokens), agents[0].head_weight.shape[1], generator=generator)
+    for agent in agents:
+        (agent.hidden(role, sequences, grad=True) * weight).sum().backward()
+    for ours, theirs in zip(*(agent.parameters(role) for agent in agents), strict=True):
+        scale = theirs.grad.abs().max()
+        assert scale > 0
+        torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_lower_precision_stays_close(agents, tiny_language_model):
+    ours, _ = agents
+    sequences = Sequences.pack(PROMPTS, ACTIONS, "cpu")
+    exact = ours.hidden("policy", sequences)
+    ours._body = llama.Body(ours.model, torch.bfloat16)
+    rounded = ours.hidden("policy", sequences)
+    assert rounded.dtype == torch.float32
+    # Some dozens of roundings of 2^-9 each, in sequence and independent.
+    assert (rounded - exact).norm() / exact.norm() < 0.05
+
+
+def test_other_architectures_run_through_transformers(make_agent, monkeypatch):
+    monkeypatch.setattr(llama, "fits", lambda model: False)
+    agent = make_agent()
+    sequences = Sequences.pack(PROMPTS, ACTIONS, "cpu")
+    reference = make_agent().hidden("reference", sequences)
+    torch.testing.assert_close(agent.hidden("policy", sequences), reference, rtol=1e-5, atol=1e-5)
+    agent.refresh()
+    assert agent.decoder_name == "TransformersDecoder"
+    graph = agent.hidden("policy", sequences, grad=True).square().sum()
+    agent.hidden("critic", sequences, grad=True)  # a change of role in between
+    graph.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in agent.parameters("policy"))
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in agent.parameters("critic"))
