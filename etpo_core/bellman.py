@@ -221,6 +221,7 @@ def lambda_targets(
     lam: float,
     importance: Tensor | None = None,
     baseline: Tensor | None = None,
+    inner_discount: float = 1.0,
 ) -> Tensor:
     """Soft λ-returns inside an action: the reward reaches every token of it in one update.
 
@@ -258,6 +259,8 @@ def lambda_targets(
         importance: [B, T] π(w_j) / μ(w_j) ≥ 0 of the token drawn at position j, not yet truncated; None
             where μ = π. Position 0 enters no target of its own action.
         baseline: [B, T] b at each prefix, in units of reward; None for `expected_q`.
+        inner_discount: δ, discount between tokens: y_j = δ (V_{j+1} + …) for j < L - 1. 1 is ETPO; see
+            `token_targets`.
 
     Returns:
         [B, T] in units of reward, 0 at padding.
@@ -265,8 +268,9 @@ def lambda_targets(
     Raises:
         ValueError: see the module.
     """
+    _expect_number("inner_discount", inner_discount, 0.0, 1.0)
     trace = _trace(expected_q, kl, lengths, beta, lam, importance, baseline)
-    return _unroll(trace, _bootstrap(reward, done, next_soft_value, gamma, lengths.shape))
+    return _unroll(trace, _bootstrap(reward, done, next_soft_value, gamma, lengths.shape), inner_discount)
 
 
 def episode_lambda_targets(
@@ -401,13 +405,13 @@ def _trace(expected_q, kl, lengths, beta, lam, importance, baseline):
     return values, weights, mean, _last(lengths, mask)
 
 
-def _unroll(trace, bootstrap: Tensor) -> Tensor:
+def _unroll(trace, bootstrap: Tensor, inner_discount: float = 1.0) -> Tensor:
     values, weights, baseline, last = trace
     target = bootstrap.to(torch.promote_types(values.dtype, bootstrap.dtype))
     backwards = [torch.where(last[:, -1], target, 0)]
     for j in range(values.shape[1] - 2, -1, -1):
         onward = values[:, j + 1] + weights[:, j + 1] * (backwards[-1] - baseline[:, j + 1])
-        backwards.append(torch.where(last[:, j], target, onward))
+        backwards.append(torch.where(last[:, j], target, inner_discount * onward))
     return torch.stack(backwards[::-1], dim=1)  # 0 at padding, because all that enters there is 0
 
 

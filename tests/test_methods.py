@@ -4,11 +4,11 @@ import torch
 from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import micro_batches
+from etpo_core.methods.common import micro_batches, token_log_prob
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
-TRAINED = ["etpo", "etpo_action_level", "ppo_kl"]
+TRAINED = ["etpo", "etpo_action_level", "ppo_kl", "poad", "ntpo"]
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
 
 
@@ -46,7 +46,7 @@ def chance(agent, good):
 def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
     agent = make_agent()
     fast = {"policy_lr": 3e-3, "value_lr": 0.03}
-    if name != "ppo_kl":
+    if name.startswith("etpo"):
         fast["critic_lr"] = 3e-3
     method = started(name, settings, agent, **fast)
     # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
@@ -187,8 +187,51 @@ def test_ppo_bootstraps_what_goes_on_and_nothing_else(make_agent, settings):
     assert ppo_critic_loss(make_agent, settings, over, 0.1)["critic_loss"] == pytest.approx(1.5**2)
 
 
-def test_ppo_pays_for_the_divergence_of_an_action(make_agent, settings):
+def log_ratio(agent, batch):
+    """log pi/rho of the action tokens of a packed batch."""
+    return token_log_prob(agent, batch, agent.hidden("policy", batch)) - token_log_prob(
+        agent, batch, agent.hidden("reference", batch)
+    )
+
+
+def test_ppo_pays_for_the_divergence_of_the_action_drawn(make_agent, settings):
     over = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, True, None)]
     logged = ppo_critic_loss(make_agent, settings, over, 2.0, shift=0.05)
-    assert logged["kl_per_action"] > 1e-3
-    assert logged["critic_loss"] == pytest.approx((1.5 + 2.0 * logged["kl_per_action"]) ** 2, rel=1e-5)
+    agent = make_agent()
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.05)
+    paid = 2.0 * float(log_ratio(agent, pack_on_cpu(over)).sum())
+    assert abs(paid) > 0.1
+    assert logged["critic_loss"] == pytest.approx((1.5 + paid) ** 2, rel=1e-4)
+
+
+def test_token_level_ppo_pays_at_the_token_and_discounts_between_actions_only(make_agent, settings):
+    agent = make_agent()
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.05)
+    group = [Transition(PROMPT, (4, 5, 6), (0.0,) * 3, 0.9, True, None)]
+    batch, values = pack_on_cpu(group), torch.tensor([0.1, 0.2, 0.3])
+    penalty = 2.0 * log_ratio(agent, batch)
+    for name, inner in (("poad", 1.0), ("ntpo", 0.9)):
+        method = started(name, settings, agent, gamma=0.9, lam=1.0, beta=2.0)
+        returns = method._returns(group, batch, values, penalty, torch.zeros(1))
+        last = 0.9 - penalty[2]
+        middle = inner * last - penalty[1]
+        expected = torch.stack([inner * middle - penalty[0], middle, last])
+        torch.testing.assert_close(returns, expected, rtol=1e-5, atol=1e-6)
+        method = started(name, settings, agent, gamma=0.9, lam=0.0, beta=2.0)
+        one_step = method._returns(group, batch, values, penalty, torch.zeros(1))
+        expected = torch.tensor([inner * 0.2, inner * 0.3, 0.9]) - penalty
+        torch.testing.assert_close(one_step, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_token_level_ppo_bootstraps_what_goes_on_and_nothing_else(make_agent, settings):
+    for done, expected in ((False, -1.0 + 0.99 * 0.5), (True, -1.0)):
+        agent = make_agent()
+        with torch.no_grad():
+            agent.value_heads["critic"].bias.fill_(0.5)
+        group = [Transition(PROMPT, (4,), (0.0,), -1.0, done, None if done else FAILED)]
+        logged = started("poad", settings, agent, epochs=1).update(group)
+        assert logged["critic_loss"] == pytest.approx((0.5 - expected) ** 2, rel=1e-5)

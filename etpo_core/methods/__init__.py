@@ -12,8 +12,11 @@ from ..rollout import Transition
 from ..settings import Settings
 from .action_level import ActionLevelETPO
 from .etpo import ETPO
+from .ntpo import NTPO
+from .poad import POAD
 from .ppo_kl import PPOKL
 from .reflection import Reflection
+from .released import Released
 
 
 class Method(Protocol):
@@ -39,7 +42,10 @@ METHODS = {
     "etpo": ETPO,
     "etpo_no_reflection": ETPO,
     "etpo_action_level": ActionLevelETPO,
+    "released": Released,
     "ppo_kl": PPOKL,
+    "poad": POAD,
+    "ntpo": NTPO,
     "reflection": Reflection,
     "reflection_gpt4": Reflection,
 }

@@ -55,6 +55,15 @@ def next_token_kl(agent: Agent, policy_hidden: Tensor, reference_hidden: Tensor)
     return streamed(divergence, policy_hidden.detach(), reference_hidden)[0]
 
 
+def token_log_prob(agent: Agent, batch: Sequences, hidden: Tensor) -> Tensor:
+    """log-probability [N] of the action tokens from hidden states [N, H] at their positions."""
+
+    def taken(hidden: Tensor, tokens: Tensor) -> list[Tensor]:
+        return [agent.logits(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)]
+
+    return streamed(taken, hidden, batch.tokens)[0]
+
+
 def optimiser_step(optimiser: torch.optim.Optimizer, grad_norm: float) -> float:
     """Clips the gradient to `grad_norm`, steps, clears the gradient; returns the norm before clipping."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]

@@ -1,10 +1,10 @@
 """ETPO: per-token soft Bellman backup and per-token policy update (arXiv 2402.06700).
 
-The critic is read as a dueling network: a scalar head gives V(prefix), and the language-model head gives the
-advantage A(w) = beta (z_critic(w) - z_reference(w)), centred under the policy, so Q = V + A and E_pi[Q] = V. With
-fresh adapters the critic equals the reference, A is 0 everywhere and the policy starts exactly at its optimum rho;
-what moves Q of one token moves the policy's target by that much over beta. Only sampled tokens are regressed, so
-`advantage_prior` holds the advantage of all others near 0.
+How Q is read off the language model is a choice (`readings`). By default the critic is a dueling network: a scalar
+head gives V(prefix), and the language-model head gives the advantage A(w) = beta (z_critic(w) - z_reference(w)),
+centred under the policy, so Q = V + A and E_pi[Q] = V. With fresh adapters the critic equals the reference, A is 0
+everywhere and the policy starts exactly at its optimum rho; what moves Q of one token moves the policy's target by
+that much over beta. Only sampled tokens are regressed, so `advantage_prior` holds the advantage of all others near 0.
 """
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor
 from ..agent import Agent, Sequences
 from ..bellman import lambda_targets, overlap_q
 from ..decoder import next_token_distribution
-from ..head import dueling_terms, streamed
-from ..losses import critic_loss, q_dueling
+from ..errors import unknown
+from ..head import streamed
+from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
 from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches
+from .readings import READINGS
 
 
 class ETPO:
@@ -28,7 +30,8 @@ class ETPO:
         gamma: discount between actions; inside an action it is 1.
         lam: of the soft lambda-return inside an action, 0 = one-step backup, 1 = Monte Carlo.
         tau: share of itself that the target critic keeps at each update.
-        advantage_prior: weight of E_pi[A^2] in the critic's loss.
+        reading: of Q: dueling, residual, scaled or raw.
+        advantage_prior: weight of E_pi[A^2] in the critic's loss (dueling only).
         policy_lr: learning rate of the policy's adapter.
         critic_lr: learning rate of the critic's adapter.
         value_lr: learning rate of the critic's value head.
@@ -44,13 +47,17 @@ class ETPO:
         gamma: float,
         lam: float,
         tau: float,
+        reading: str,
         advantage_prior: float,
         policy_lr: float,
         critic_lr: float,
         value_lr: float,
         reflect: bool,
     ):
+        if reading not in READINGS:
+            raise unknown("reading of Q", reading, READINGS)
         self.beta, self.gamma, self.lam, self.tau = beta, gamma, lam, tau
+        self.reading = READINGS[reading]
         self.advantage_prior, self.reflect = advantage_prior, reflect
         self.policy_lr, self.critic_lr, self.value_lr = policy_lr, critic_lr, value_lr
 
@@ -84,20 +91,20 @@ class ETPO:
             critic = agent.hidden("critic", batch, grad=True)
             policy = agent.hidden("policy", batch, grad=True)
 
-            terms = dueling_terms(policy, reference, critic, agent.head_weight, batch.tokens, self.beta)
-            values, kl = agent.value("target_critic", target).detach(), terms.kl
+            terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
+            values, kl = self.reading.expected(agent, policy, reference, target, self.beta), terms.kl
             correction = {}
             if not self.drawn_from_policy:
                 overlap = streamed(self._overlap, policy.detach(), reference, target)[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
-                    "baseline": batch.to_padded(values + overlap),
+                    "baseline": batch.to_padded(self.reading.level(agent, target) + overlap),
                 }
             targets = self._targets(batch, group, values, kl, next_soft_value, correction)
-            error = critic_loss(agent.value("critic", critic) + terms.advantage, targets)
-            critic_total = error + self.advantage_prior * terms.spread
-            # V shifts Q of a position alike for all tokens and drops out of rho exp(Q/beta)/Z: no gradient of the
-            # policy's loss reaches the critic, none of the critic's the policy, so one backward pass serves both.
+            error = self._critic_loss(terms.q_taken, targets)
+            # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
+            # pass serves both.
+            critic_total = error + self.advantage_prior * terms.prior
             ((terms.policy_loss + critic_total).sum() / total).backward()
 
             states = self._state_values(batch, values, kl).tolist()
@@ -117,11 +124,15 @@ class ETPO:
 
     # Targets ---------------------------------------------------------------------------------------------------
 
+    def _critic_loss(self, q_taken: Tensor, targets: Tensor) -> Tensor:
+        """The critic's loss [N] for Q of the tokens taken."""
+        return critic_loss(q_taken, targets)
+
     def _overlap(self, policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
-        """The target critic's advantage averaged over what the policy and the sampling distribution share."""
+        """The target critic's Q, less its level, averaged over what policy and sampling distribution share."""
         policy_logits, reference_logits, target_logits = (self.agent.logits(h) for h in (policy, reference, target))
-        advantage = q_dueling(target.new_zeros(len(target)), target_logits, reference_logits, policy_logits, self.beta)
-        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), advantage)]
+        q = self.reading.varying(policy_logits, reference_logits, target_logits, self.beta)
+        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), q)]
 
     def _importance(self, batch: Sequences, group: list[Transition], log_prob: Tensor) -> Tensor:
         """pi(w) / mu(w) of the sampled tokens [batch, longest], mu being what they were drawn from."""
@@ -168,7 +179,7 @@ class ETPO:
         wanted = {t.next_prompt for t in group if not t.done} - known.keys()
         for states, batch in state_batches(agent, wanted, self.tokens_at_once):
             reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            value = agent.value("target_critic", agent.hidden("target_critic", batch))
+            value = self.reading.expected(agent, policy, reference, agent.hidden("target_critic", batch), self.beta)
             soft = self._state_values(batch, value, next_token_kl(agent, policy, reference))
             known.update(zip(states, soft.tolist(), strict=True))
         values = [0.0 if t.done else known[t.next_prompt] for t in group]

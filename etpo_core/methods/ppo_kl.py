@@ -1,20 +1,20 @@
 """PPO-KL: action-level PPO with the KL in the reward (arXiv 2402.06700, baseline).
 
 An action is one decision: its reward is r - beta KL[pi || rho], its advantage is the same for each of its tokens, and
-the clipped ratio is that of the whole action's probability. The KL of an action is the sum of the full-vocabulary KLs
-at its positions, whose expectation over actions is KL[pi || rho](s) by the chain rule. V(s) is a scalar head on
-the reference's hidden state at the end of the prompt.
+the clipped ratio is that of the whole action's probability. The KL is estimated by log pi(a|s) - log rho(a|s) of the
+action that was drawn: its mean is KL[pi || rho](s), and unlike the full divergence, which is one number for a state
+whatever is drawn there, it tells actions apart, so that the policy's gradient sees it. V(s) is a scalar head on the
+reference's hidden state at the end of the prompt.
 """
 
 import torch
 from torch import Tensor
 
 from ..agent import Agent, Sequences
-from ..head import streamed
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches
+from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches, token_log_prob
 
 
 class PPOKL:
@@ -58,17 +58,19 @@ class PPOKL:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
         agent, groups = self.agent, list(micro_batches(transitions, self.tokens_at_once))
         batches = [pack(agent, group) for group in groups]
-        features, old_log_probs, kls = [], [], []
+        features, old_log_probs, log_ratios, kl = [], [], [], 0.0
         for batch in batches:
             reference = agent.hidden("reference", batch)
             policy = agent.hidden("policy", batch)
             features.append(reference[batch.lengths.cumsum(0) - batch.lengths])
             old_log_probs.append(self._action_log_prob(batch, policy).detach())
-            kls.append(batch.to_padded(next_token_kl(agent, policy, reference)).sum(-1))
-        kl, state = torch.cat(kls), torch.cat(features)
+            log_ratios.append(old_log_probs[-1] - self._action_log_prob(batch, reference))
+            kl += float(next_token_kl(agent, policy, reference).sum())
+        state = torch.cat(features)
         ordered = [t for group in groups for t in group]
         with torch.no_grad():
-            reward = torch.tensor([t.reward for t in ordered], device=agent.device) - self.beta * kl
+            reward = torch.tensor([t.reward for t in ordered], device=agent.device)
+            reward = reward - self.beta * torch.cat(log_ratios)
             returns = reward + self.gamma * self._next_value(ordered, state)
             advantage = returns - agent.value("critic", state)
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
@@ -89,17 +91,13 @@ class PPOKL:
         return {
             "policy_loss": sums["policy_loss"] * scale,
             "critic_loss": sums["critic_loss"] * scale,
-            "kl_per_token": float(kl.sum()) / sum(len(t.action) for t in transitions),
-            "kl_per_action": float(kl.mean()),
+            "kl_per_token": kl / sum(len(t.action) for t in transitions),
+            "kl_per_action": kl / len(transitions),
         }
 
     def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:
         """log pi(a|s) [batch] from the policy's hidden states at the action positions."""
-
-        def taken(hidden: Tensor, tokens: Tensor) -> list[Tensor]:
-            return [self.agent.logits(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)]
-
-        return batch.to_padded(streamed(taken, hidden, batch.tokens)[0]).sum(-1)
+        return batch.to_padded(token_log_prob(self.agent, batch, hidden)).sum(-1)
 
     def _next_value(self, transitions: list[Transition], state: Tensor) -> Tensor:
         """V(s') [batch], 0 where nothing follows. `state` holds the features of the states that were acted in."""

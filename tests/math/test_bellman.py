@@ -179,6 +179,12 @@ class TestLambdaTargets:
         # y1 = 2 + 0.5 (1 - 4) = 0.5, y0 = 2 + 0.5 (0.5 - 3) = 0.75
         close(bellman.lambda_targets(**self.given, lam=0.5), [[0.75, 0.5, 1]])
 
+    def test_a_discount_between_tokens_by_hand(self):
+        # y1 = 0.8 (2 + 0.5 (1 - 4)) = 0.4, y0 = 0.8 (2 + 0.5 (0.4 - 3)) = 0.56
+        close(bellman.lambda_targets(**self.given, lam=0.5, inner_discount=0.8), [[0.56, 0.4, 1]])
+        with pytest.raises(ValueError, match="inner_discount: got 1.1, expected a finite number between 0 and 1"):
+            bellman.lambda_targets(**self.given, lam=0.5, inner_discount=1.1)
+
     def test_one_is_the_return_by_hand(self):
         # y1 = 1 - 0.5 * 4, y0 = y1 - 0.5 * 2
         close(bellman.lambda_targets(**self.given, lam=1.0), [[-2, -1, 1]])

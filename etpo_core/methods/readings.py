@@ -1,0 +1,143 @@
+"""What "Q starts from the language model" means: four readings of Q off the critic's hidden states.
+
+The sources leave it open, and the choice decides whether anything is learnt (`losses` says what each implies at the
+start). A reading turns hidden states of the four roles into what `ETPO` needs at each position: the policy's loss, Q
+of the token taken, and E_pi[Q] of the target critic. Three readings take Q off the language-model head alone:
+
+    raw        Q = z                   target policy rho exp(z / beta) / Z     (the released code's Q)
+    scaled     Q = beta z              target policy softmax(z)
+    residual   Q = beta (z - z_rho)    target policy rho exp(Q / beta) / Z
+
+and `dueling` adds a scalar head for the value, Q = V + A - E_pi[A] with A = beta (z - z_rho).
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..agent import Agent
+from ..bellman import expected_q, kl_divergence
+from ..head import dueling_terms, streamed
+from ..losses import policy_loss, q_dueling, q_raw, q_residual, q_scaled
+
+
+class Terms(NamedTuple):
+    """What an update needs at each action position, all [N].
+
+    Attributes:
+        policy_loss: KL(pi || target policy); gradient into the policy's hidden states only.
+        kl: KL[pi || rho], no gradient.
+        log_prob: log pi of the token taken, no gradient.
+        q_taken: Q of the token taken by the critic that learns; gradient into the critic only.
+        prior: what holds the advantage of tokens that were not taken; gradient into the critic only.
+    """
+
+    policy_loss: Tensor
+    kl: Tensor
+    log_prob: Tensor
+    q_taken: Tensor
+    prior: Tensor
+
+
+class Reading(Protocol):
+    """A reading of Q; arguments are hidden states [N, H] of the roles at the same positions."""
+
+    def terms(
+        self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
+    ) -> Terms:
+        """The terms of both losses for the tokens [N] that were taken."""
+
+    def expected(self, agent: Agent, policy: Tensor, reference: Tensor, target: Tensor, beta: float) -> Tensor:
+        """E_pi[Q] of the target critic [N], no gradient."""
+
+    def level(self, agent: Agent, target: Tensor) -> Tensor | float:
+        """The part of Q of the target critic that is the same for all tokens, [N] or 0."""
+
+    def varying(self, policy_logits: Tensor, reference_logits: Tensor, target_logits: Tensor, beta: float) -> Tensor:
+        """The rest of it, [n, V]."""
+
+
+class Dueling:
+    """Q = V + A - E_pi[A]."""
+
+    def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
+        """See `Reading.terms`; the prior is E_pi[A^2]."""
+        t = dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta)
+        return Terms(t.policy_loss, t.kl, t.log_prob, agent.value("critic", critic) + t.advantage, t.spread)
+
+    def expected(self, agent, policy, reference, target, beta) -> Tensor:
+        """See `Reading.expected`: V, because the advantage is centred under the policy."""
+        return self.level(agent, target)
+
+    def level(self, agent, target) -> Tensor:
+        """See `Reading.level`: V."""
+        return agent.value("target_critic", target).detach()
+
+    def varying(self, policy_logits, reference_logits, target_logits, beta) -> Tensor:
+        """See `Reading.varying`: the centred advantage."""
+        no_value = target_logits.new_zeros(len(target_logits))
+        return q_dueling(no_value, target_logits, reference_logits, policy_logits, beta)
+
+
+class OnLogits:
+    """Q is a function of the logits alone: `raw`, `scaled` or `residual`.
+
+    Args:
+        name: which.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def varying(self, policy_logits, reference_logits, target_logits, beta) -> Tensor:
+        """See `Reading.varying`: all of Q."""
+        if self.name == "raw":
+            return q_raw(target_logits)
+        if self.name == "scaled":
+            return q_scaled(target_logits, beta)
+        return q_residual(target_logits, reference_logits, beta)
+
+    def policy_loss(self, policy_logits: Tensor, reference_logits: Tensor, q: Tensor, beta: float) -> Tensor:
+        """The policy's loss [n] from whole logits and Q [n, V]."""
+        if self.name == "scaled":
+            # beta z already holds the language model: with rho beside it, it would count twice.
+            reference_logits = torch.zeros_like(reference_logits)
+        return policy_loss(policy_logits, reference_logits, q, beta)
+
+    def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
+        """See `Reading.terms`; there is no prior."""
+
+        def of_policy(policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor) -> list[Tensor]:
+            policy_logits, reference_logits = agent.logits(policy), agent.logits(reference)
+            q = self.varying(policy_logits, reference_logits, agent.logits(critic), beta)
+            log_prob = policy_logits.detach().log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+            divergence = kl_divergence(policy_logits.detach(), reference_logits)
+            return [self.policy_loss(policy_logits, reference_logits, q, beta), divergence, log_prob]
+
+        loss, divergence, log_prob = streamed(of_policy, policy, reference, critic, tokens)
+        rows = agent.head_weight[tokens]  # Q of one token is a dot product with its row, not a product with the head
+        taken = critic - reference if self.name == "residual" else critic
+        q_taken = (taken * rows).sum(-1) * (1.0 if self.name == "raw" else beta)
+        return Terms(loss, divergence, log_prob, q_taken, torch.zeros_like(q_taken))
+
+    def expected(self, agent, policy, reference, target, beta) -> Tensor:
+        """See `Reading.expected`."""
+
+        def mean(policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
+            policy_logits, reference_logits, target_logits = (agent.logits(h) for h in (policy, reference, target))
+            return [expected_q(policy_logits, self.varying(policy_logits, reference_logits, target_logits, beta))]
+
+        return streamed(mean, policy.detach(), reference, target)[0]
+
+    def level(self, agent, target) -> float:
+        """See `Reading.level`: nothing."""
+        return 0.0
+
+
+READINGS: dict[str, Reading] = {
+    "dueling": Dueling(),
+    "residual": OnLogits("residual"),
+    "scaled": OnLogits("scaled"),
+    "raw": OnLogits("raw"),
+}
