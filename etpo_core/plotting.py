@@ -29,6 +29,9 @@ LABELS = {
     "reflection_gpt4": "Reflection (GPT-4)",
     "reflection": "Reflection",
     "ppo_kl": "PPO-KL",
+    "ntpo": "NTPO",
+    "poad": "POAD",
+    "released": "Released code",
     "etpo": "ETPO",
     "etpo_no_reflection": "ETPO without reflection",
     "etpo_action_level": "ETPO without token-level backup",
@@ -37,6 +40,9 @@ _COLOURS = {
     "reflection_gpt4": "#000000",
     "reflection": "#8A8A8A",
     "ppo_kl": "#0072B2",
+    "ntpo": "#B8A300",
+    "poad": "#56B4E9",
+    "released": "#CC79A7",
     "etpo": "#D55E00",
     "etpo_no_reflection": "#E69F00",
     "etpo_action_level": "#009E73",
@@ -45,11 +51,14 @@ _LINES: dict[str, Any] = {
     "reflection_gpt4": ":",
     "reflection": (0, (5, 1.5)),
     "ppo_kl": "-.",
+    "ntpo": (0, (4, 1, 1, 1)),
+    "poad": (0, (2, 1)),
+    "released": (0, (1, 1)),
     "etpo": "-",
     "etpo_no_reflection": (0, (3, 1, 1, 1, 1, 1)),
     "etpo_action_level": (0, (7, 2)),
 }
-_OTHER_COLOUR = "#CC79A7"
+_OTHER_COLOUR = "#7B3294"
 
 # Classes of a data set, in order: shades that differ in lightness.
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")

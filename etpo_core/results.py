@@ -33,7 +33,7 @@ HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "stand_in"
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
 ]  # fmt: skip
-
+REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 
 _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
 
@@ -155,6 +155,11 @@ def load_evaluation(scale: str) -> pd.DataFrame:
 def load_perplexity(scale: str) -> pd.DataFrame:
     """Perplexities by model and corpus (`PERPLEXITY_COLUMNS`); no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "perplexity.csv", PERPLEXITY_COLUMNS)
+
+
+def load_regret(scale: str) -> pd.DataFrame:
+    """Regret in small worlds (`REGRET_COLUMNS`), purpose "tuning" or "reported"; no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "regret.csv", REGRET_COLUMNS)
 
 
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:

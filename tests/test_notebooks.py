@@ -17,6 +17,7 @@ ALL = sorted((fixtures.CHECKOUT / "notebooks").glob("*.ipynb"))
 WRITES = {
     "algorithm": {"workflow": "f", "algorithm": "t", "readings_of_q": "t"},
     "consistency": {"gap_by_inner_discount": "ft"},
+    "learning": {"regret": "ft"},
     "dataset_table": {"datasets": "t", "class_counts": "f"},
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
@@ -48,6 +49,7 @@ def root(tmp_path_factory):
     fixtures.make_results(root)
     fixtures.make_evaluation(root)
     fixtures.make_tables(root)
+    fixtures.make_regret(root)
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda name: figures(root, name), WRITES):
             assert done.returncode == 0, done.stderr
