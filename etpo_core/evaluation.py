@@ -3,7 +3,9 @@
 A run's reward is the mean ROC AUC over five fixed splits, and the paper reports the *maximum* of it over
 all steps of training: the best of many tries on the very splits that chose it, which flatters. Here the
 best program of each finished run is fitted and scored once more on other 50/50 splits of the same table
-(`evaluation.held_out_seeds`), and both numbers stand side by side in `evaluations/{scale}/held_out.csv`.
+(`evaluation.held_out_seeds`), and both numbers stand side by side in `evaluations/{scale}/held_out.csv`. A program
+that ran on the five splits may still fail on one of the others, by running out of time for one; the score is the mean
+over those it ran on, and how many it did not is told beside it.
 Scores are kept by content - program, data, splits, limits - so that a run that has not changed is not
 scored again.
 """
@@ -23,7 +25,7 @@ FAILED = -1.0  # of a program that fails on a held-out split: what the environme
 # Scores by content; not a result, so it may be deleted at any time.
 CACHE = paths.ROOT / "build" / "held_out"
 
-Score = Callable[[str, Sequence[str]], list[float]]
+Score = Callable[[str, Sequence[str]], list[list[float | None]]]
 
 
 def evaluate(
@@ -38,13 +40,14 @@ def evaluate(
     Args:
         scale: whose results to read.
         split_seeds: seeds of the held-out splits.
-        score: maps a task's name and programs to their held-out scores, `failure_reward` for one that fails.
+        score: maps a task's name and programs to the scores of each on every split, None where it fails.
         content: maps a task's name to a digest of all that decides a score besides program and splits.
         failure_reward: the reward of code that fails; a run that never got beyond it has no best code.
 
     Returns:
-        Columns `results.HELD_OUT_COLUMNS`, a row a finished run, sorted by method, task and seed; `splits`
-        is 0 and the score `failure_reward` where no code ever ran.
+        Columns `results.HELD_OUT_COLUMNS`, a row a finished run, sorted by method, task and seed; `splits` is the
+        number of splits that the program ran on, `splits_failed` that of the others; both are 0 where no code ever
+        ran. The score is `failure_reward` where `splits` is 0.
     """
     cards = results.load_cards(scale)
     cards = cards[cards["status"] == "finished"]
@@ -62,15 +65,17 @@ def evaluate(
                 raise UserError(f"{path} is missing although code of this run had a reward; run it again")
         known = _score_cached(task, sorted({p for p in programs.values() if p}), split_seeds, score, content)
         for run in runs.itertuples():
-            source = programs[run.Index]
+            scores = known[programs[run.Index]] if programs[run.Index] else []
+            ran = [value for value in scores if value is not None]
             rows.append(
                 {
                     "method": run.method,
                     "task": task,
                     "seed": run.seed,
                     "best_reward": float(best_rewards.get((run.method, task, run.seed), failure_reward)),
-                    "held_out_score": known[source] if source else failure_reward,
-                    "splits": len(split_seeds) if source else 0,
+                    "held_out_score": sum(ran) / len(ran) if ran else failure_reward,
+                    "splits": len(ran),
+                    "splits_failed": len(scores) - len(ran),
                     "stand_in": run.stand_in if isinstance(run.stand_in, str) else "",
                 }
             )
@@ -92,7 +97,7 @@ def _score_cached(
     split_seeds: Sequence[int],
     score: Score,
     content: Callable[[str], str],
-) -> dict[str, float]:
+) -> dict[str, list[float | None]]:
     if not programs:
         return {}
     rest = content(task)
@@ -101,9 +106,9 @@ def _score_cached(
     new = [source for source in programs if known[source] is None]
     if new:
         CACHE.mkdir(parents=True, exist_ok=True)
-        for source, value in zip(new, score(task, new), strict=True):
-            known[source] = value
-            places[source].write_text(json.dumps({"held_out_score": value}), encoding="utf-8")
+        for source, values in zip(new, score(task, new), strict=True):
+            known[source] = values
+            places[source].write_text(json.dumps({"scores": values}), encoding="utf-8")
     return known
 
 
@@ -112,9 +117,9 @@ def _key(source: str, split_seeds: Sequence[int], rest: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _read(place: Path) -> float | None:
+def _read(place: Path) -> list[float | None] | None:
     try:
         stored: Any = json.loads(place.read_text(encoding="utf-8"))
-        return float(stored["held_out_score"])
+        return [None if value is None else float(value) for value in stored["scores"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, or cut off by an interruption: score again

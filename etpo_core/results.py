@@ -29,7 +29,7 @@ UPDATE_COLUMNS = [
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code"]
 CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "seconds", "commit", "folder"]
-HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "stand_in"]
+HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
 ]  # fmt: skip

@@ -48,14 +48,15 @@ def run(scale: str) -> None:
                 SandboxPool(workers=sandbox.workers, limits=limits, allow_unsafe=sandbox.allow_unsafe)
             )
 
-        def score(task: str, programs: Sequence[str]) -> list[float]:
-            table = load_task(task)
-            outcomes = pool().score_iter(programs, table.x, table.y, split_seeds)
-            scores = []
-            for outcome in tqdm(outcomes, desc=f"held-out {task}", unit="program", total=len(programs)):
-                if outcome.status == Status.INFRASTRUCTURE_FAULT:
-                    raise UserError(f"the sandbox failed on {task}: {outcome.error_text}; run the stage again")
-                scores.append(float(outcome.score) if outcome.status == Status.OK else failed)
+        def score(task: str, programs: Sequence[str]) -> list[list[float | None]]:
+            table, scores = load_task(task), [[] for _ in programs]
+            with tqdm(desc=f"held-out {task}", unit="fit", total=len(programs) * len(split_seeds)) as bar:
+                for seed in split_seeds:  # a split at a time: failing on one says nothing about another
+                    for own, outcome in zip(scores, pool().score_iter(programs, table.x, table.y, [seed]), strict=True):
+                        if outcome.status == Status.INFRASTRUCTURE_FAULT:
+                            raise UserError(f"the sandbox failed on {task}: {outcome.error_text}; run the stage again")
+                        own.append(float(outcome.score) if outcome.status == Status.OK else None)
+                        bar.update()
             return scores
 
         frame = evaluation.evaluate(scale, split_seeds, score, content, failed)

@@ -89,6 +89,16 @@ def test_huber_has_one_side():
     assert q.grad[4] == 0 and q.grad[3] < 0
 
 
+def test_gradients_are_those_of_the_losses():
+    generator = torch.Generator().manual_seed(0)
+    logits, q = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda z: uniform_policy_loss(z, q, 0.3), logits)
+    targets = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda z: one_sided_huber(z, targets, 0.5), logits)
+    into_q = torch.autograd.grad(uniform_policy_loss(logits, q, 0.3).sum(), q, allow_unused=True)[0]
+    assert into_q is None
+
+
 def test_late_kl_is_that_of_the_environments_next_action(make_agent, settings):
     agent = make_agent()
     with torch.no_grad():

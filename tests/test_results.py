@@ -119,10 +119,12 @@ def test_common_tasks():
     assert results.common_tasks(frame, ["a", "c"]) == []
 
 
-def counting_score(calls, value=0.75):
+def counting_score(calls, *values):
+    """The same scores for every program: `values`, or 0.75 on two splits."""
+
     def score(task, programs):
         calls.append((task, len(programs)))
-        return [value] * len(programs)
+        return [list(values or (0.75, 0.75)) for _ in programs]
 
     return score
 
@@ -155,7 +157,18 @@ def test_a_run_without_working_code_has_no_splits(root):
     frame.to_csv(path, index=False)
     (folder(root) / "best_code.py").write_text("")
     row = evaluation.evaluate("smoke", [100], counting_score([]), lambda task: task).iloc[0]
-    assert (row["best_reward"], row["held_out_score"], row["splits"]) == (-1.0, -1.0, 0)
+    assert (row["best_reward"], row["held_out_score"], row["splits"], row["splits_failed"]) == (-1.0, -1.0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "score", "ran"), [((0.8, None, 0.7), 0.75, 2), ((None, None, None), -1.0, 0)]
+)
+def test_a_split_that_fails_is_told_and_left_out_of_the_mean(root, values, score, ran):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    frame = evaluation.evaluate("smoke", [100, 101, 102], counting_score([], *values), lambda task: task)
+    row = frame.iloc[0]
+    assert row["held_out_score"] == pytest.approx(score)
+    assert (row["splits"], row["splits_failed"]) == (ran, 3 - ran)
 
 
 def test_a_missing_best_code_is_an_error(root):
@@ -204,7 +217,7 @@ def test_the_stage_scores_real_code(root):
     assert row["splits"] == 10
     assert row["held_out_score"] == pytest.approx(by_hand(task.x, task.y, range(100, 110)), abs=1e-5)
     cached = sorted((root / "build" / "held_out").iterdir())
-    assert len(cached) == 1 and json.loads(cached[0].read_text())["held_out_score"] == row["held_out_score"]
+    assert len(cached) == 1 and len(json.loads(cached[0].read_text())["scores"]) == 10
     assert stage() == first
 
 
