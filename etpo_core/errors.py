@@ -16,9 +16,12 @@ class UserError(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns `UserError`, and a full or unwritable disk, into one line on stderr and exit status 2."""
+    """Turns `UserError`, and a full or unwritable disk, into one line on stderr and exit status 2; Ctrl-C likewise."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from what was finished", file=sys.stderr)
+        sys.exit(130)  # the status that shells give to a command stopped by Ctrl-C
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -28,7 +28,7 @@ UPDATE_COLUMNS = [
     "kl_per_token", "kl_per_action", "tokens", "tokens_per_second", "seconds",
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code"]
-CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "seconds", "commit", "folder"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
@@ -43,7 +43,7 @@ def load_cards(scale: str) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        device, seconds, commit, folder; sorted by the first three.
+        device, commit, folder; sorted by the first three.
 
     Raises:
         UserError: a card is not readable.
@@ -66,7 +66,6 @@ def load_cards(scale: str) -> pd.DataFrame:
                 "stand_in": data.get("stand_in") or None,
                 "source": data.get("source"),
                 "device": card.get("device"),
-                "seconds": card.get("seconds"),
                 "commit": card.get("commit"),
                 "folder": folder,
             }
