@@ -5,6 +5,8 @@ Anything that a user can cause and mend - an unknown task, a missing file, a ser
 under `one_line_errors`, which prints that line and exits with status 2; real bugs keep their traceback.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,9 +33,14 @@ def one_line_errors() -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}: free the disk or make the folder writable", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):  # writers of other languages raise errors of their own
+            raise
+        print(f"error: {os.strerror(errno.ENOSPC)}: free the disk", file=sys.stderr)
+        sys.exit(2)
 
 
-_DISK_ERRNOS = {28, 30, 122}  # no space left, read-only file system, quota exceeded
+_DISK_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -5,6 +5,7 @@ the parameters, the source of the data and whether it is a stand-in, the weights
 """
 
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -47,4 +48,14 @@ def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_tensors(path: Path, content: dict) -> None:
+    """Writes a file for `torch.load` whole or not at all; the folder must be there."""
+    # Through memory: torch's own writer turns a full disk into an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(buffer.getbuffer())
     os.replace(part, path)

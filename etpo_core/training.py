@@ -20,6 +20,7 @@ import torch
 from . import paths
 from .environment import Step, TextEnvironments
 from .prompts import Action, program
+from .provenance import write_tensors
 from .rollout import collect
 from .sandbox import SandboxPool
 from .settings import Settings
@@ -211,8 +212,10 @@ def train(
             row["tokens_per_second"] = row["tokens"] / seconds
             files.write(rows, row, [_sample(r, *record) for r, record in zip(rows, records, strict=True)][:kept])
             update += 1
-            _write_checkpoint(
-                run.folder,
+            checkpoint = run.folder / "checkpoint" / STATE
+            checkpoint.parent.mkdir(exist_ok=True)
+            write_tensors(
+                checkpoint,
                 {
                     "fingerprint": mark,
                     "update": update,
@@ -289,11 +292,3 @@ def _read_checkpoint(folder: Path, mark: str) -> dict | None:
     except Exception:
         return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
     return state if state["fingerprint"] == mark else None
-
-
-def _write_checkpoint(folder: Path, state: dict) -> None:
-    """Puts a checkpoint in place whole: a kill leaves the one before or this one, never half of it."""
-    path = folder / "checkpoint" / STATE
-    path.parent.mkdir(exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)

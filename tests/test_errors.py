@@ -10,6 +10,7 @@ from etpo_core.errors import UserError, one_line_errors
     [
         (UserError("no such thing; make it"), 2, "error: no such thing; make it"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device: free the disk"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: No space left on device: free"),
         (PermissionError(errno.EACCES, "Permission denied", "results"), 2, "error: Permission denied (results): free"),
         (KeyboardInterrupt(), 130, "stopped: the same command goes on"),
     ],

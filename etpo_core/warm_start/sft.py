@@ -10,7 +10,6 @@ goes on from it and ends in the same weights.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from etpo_core.errors import UserError
 from etpo_core.language_model import encode_prompt
 from etpo_core.machine import use_fast_matmul
+from etpo_core.provenance import write_tensors
 from etpo_core.warm_start.corpus import Corpus, Example
 
 ANSWERS_PER_PROMPT = 8
@@ -227,7 +227,8 @@ def _train(model, tokenizer, card, corpus, settings, checkpoint) -> tuple[nn.Mod
         bar.set_postfix(loss=f"{total:.3f}", tokens_per_s=f"{record['tokens'] / record['seconds']:.0f}")
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == settings.steps:
             weights = {name: p.detach() for name, p in trained.items()}
-            _save_checkpoint(
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(
                 checkpoint, {"run": run, "record": record, "weights": weights, "optimiser": optimiser.state_dict()}
             )
     if not full:
@@ -254,13 +255,6 @@ def _run_hash(settings: WarmStartSettings, card: dict, corpus: Corpus) -> str:
     """What a checkpoint belongs to: other settings, weights or bodies make it worthless."""
     parts = [asdict(settings), card.get("sha256"), [b.text for b in corpus.bodies], corpus.failures]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _save_checkpoint(path: Path, state: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)  # a run killed here leaves the older checkpoint whole
 
 
 def _load_checkpoint(path: Path, run: str) -> dict | None:
