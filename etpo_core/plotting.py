@@ -127,6 +127,11 @@ def mark(task: str, stand_in: bool | str | None) -> str:
     return f"{task}{DAGGER}" if not missing and stand_in else task
 
 
+def counted(number: int, thing: str) -> str:
+    """A number with its noun, e.g. "1 task" or "4 tasks"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], method: str) -> None:
     """Shades an interval [low, high] around a method's curve."""
     axes.fill_between(x, low, high, color=colour(method), alpha=0.18, linewidth=0)
