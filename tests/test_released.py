@@ -95,6 +95,10 @@ def test_gradients_are_those_of_the_losses():
     assert torch.autograd.gradcheck(lambda z: uniform_policy_loss(z, q, 0.3), logits)
     targets = torch.randn(3, 5, generator=generator, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda z: one_sided_huber(z, targets, 0.5), logits)
+    with pytest.raises(ValueError, match=r"q: shape \(2, 5\), expected \[3, 5\], that of policy_logits"):
+        uniform_policy_loss(logits, q[:2], 0.3)
+    narrow = uniform_policy_loss(logits.detach().bfloat16(), q.detach().bfloat16(), 0.3)
+    assert narrow.dtype == torch.float32 and torch.isfinite(narrow).all()
     into_q = torch.autograd.grad(uniform_policy_loss(logits, q, 0.3).sum(), q, allow_unused=True)[0]
     assert into_q is None
 

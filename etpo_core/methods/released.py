@@ -41,9 +41,15 @@ def uniform_policy_loss(policy_logits: Tensor, q: Tensor, beta: float) -> Tensor
         beta: β > 0.
 
     Returns:
-        [...] in units of reward. The gradient per logit is β (1/|V| - π(w)).
+        [...] in units of reward, float32 or wider. The gradient per logit is β (1/|V| - π(w)).
+
+    Raises:
+        ValueError: the shapes differ.
     """
-    return (beta * torch.log_softmax(policy_logits, dim=-1) - q.detach()).mean(dim=-1)
+    if q.shape != policy_logits.shape:
+        raise ValueError(f"q: shape {tuple(q.shape)}, expected {list(policy_logits.shape)}, that of policy_logits")
+    wide = policy_logits.to(torch.promote_types(policy_logits.dtype, torch.float32))
+    return (beta * torch.log_softmax(wide, dim=-1) - q.detach()).mean(dim=-1)
 
 
 def one_sided_huber(q_taken: Tensor, targets: Tensor, delta: float) -> Tensor:
