@@ -64,6 +64,17 @@ def token_log_prob(agent: Agent, batch: Sequences, hidden: Tensor) -> Tensor:
     return streamed(taken, hidden, batch.tokens)[0]
 
 
+def critic_optimiser(agent: Agent, critic_lr: float, value_lr: float) -> torch.optim.Optimizer:
+    """AdamW for the critic's adapter and, at a rate of its own, its value head."""
+    return torch.optim.AdamW(
+        [
+            {"params": agent.parameters("critic"), "lr": critic_lr},
+            {"params": list(agent.value_heads["critic"].parameters()), "lr": value_lr},
+        ],
+        weight_decay=0.0,
+    )
+
+
 def optimiser_step(optimiser: torch.optim.Optimizer, grad_norm: float) -> float:
     """Clips the gradient to `grad_norm`, steps, clears the gradient; returns the norm before clipping."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]

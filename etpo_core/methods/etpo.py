@@ -18,7 +18,7 @@ from ..head import streamed
 from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches
+from .common import critic_optimiser, micro_batches, next_token_kl, optimiser_step, pack, state_batches
 from .readings import READINGS
 
 
@@ -67,13 +67,7 @@ class ETPO:
         self.sampling = training.temperature, training.top_k
         self.drawn_from_policy = self.sampling == (1.0, 0)
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = torch.optim.AdamW(
-            [
-                {"params": agent.parameters("critic"), "lr": self.critic_lr},
-                {"params": list(agent.value_heads["critic"].parameters()), "lr": self.value_lr},
-            ],
-            weight_decay=0.0,
-        )
+        self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """One pass over a batch: all gradients are taken at the same parameters, then both networks step."""

@@ -13,7 +13,7 @@ from ..bellman import lambda_targets
 from ..losses import critic_loss, ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches, token_log_prob
+from .common import critic_optimiser, micro_batches, next_token_kl, optimiser_step, pack, state_batches, token_log_prob
 
 
 class POAD:
@@ -54,13 +54,7 @@ class POAD:
         """See `Method.start`."""
         self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = torch.optim.AdamW(
-            [
-                {"params": agent.parameters("critic"), "lr": self.critic_lr},
-                {"params": list(agent.value_heads["critic"].parameters()), "lr": self.value_lr},
-            ],
-            weight_decay=0.0,
-        )
+        self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
