@@ -12,18 +12,21 @@ import tempfile
 
 _ALLOWED = """
 read write readv writev pread64 pwrite64 close fstat newfstatat stat lstat statx lseek access faccessat faccessat2
-readlink readlinkat getcwd getdents64 dup dup2 dup3 umask fadvise64 poll ppoll select pselect6
-mmap munmap mremap mprotect madvise brk mbind membarrier
-futex set_robust_list get_robust_list rseq sched_yield sched_getaffinity sched_getparam sched_getscheduler
-nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times getrandom
+getcwd getdents64 dup dup2 dup3 umask fadvise64 poll ppoll select pselect6
+mmap munmap mremap mprotect brk mbind membarrier
+futex set_robust_list rseq sched_yield sched_getaffinity sched_getparam sched_getscheduler
+nanosleep gettimeofday time times getrandom
 rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
 getpid gettid getppid getpgrp getuid geteuid getgid getegid getresuid getresgid getgroups getpgid getsid
 getrusage sysinfo uname arch_prctl exit exit_group
 """.split()
 _CLONE_THREAD = 0x00010000
+_CLONE_NEW = 0x7E020000  # all namespaces: a thread may have its own of some, without being a process
 _FCNTL = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 _IOCTL = (0x5401, 0x5450, 0x5451, 0x541B, 0x5413)  # TCGETS, FIONCLEX, FIOCLEX, FIONREAD, TIOCGWINSZ
 _PRCTL = (15, 16)  # PR_SET_NAME, PR_GET_NAME
+_MADVISE = (*range(5), *range(8, 12), *range(14, 24))  # not: merge equal pages, poison pages
+_CLOCKS = 16  # those below are the caller's and the machine's, those above other processes'
 
 
 class Unavailable(Exception):
@@ -51,6 +54,8 @@ def compile_filter() -> bytes:
             "the system library libseccomp is missing; install it, e.g. `apt install libseccomp2`"
         ) from None
     refused = seccomp.SyscallFilter(defaction=seccomp.ERRNO(errno.EPERM))
+    # a call through another table ends the process, not only the thread that made it
+    refused.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
 
     def rule(action: int, name: str, *arguments: object) -> None:
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
@@ -59,10 +64,14 @@ def compile_filter() -> bytes:
 
     for name in _ALLOWED:
         rule(seccomp.ALLOW, name)
-    rule(seccomp.ALLOW, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
-    for name, which, values in (("fcntl", 1, _FCNTL), ("ioctl", 1, _IOCTL), ("prctl", 0, _PRCTL)):
+    thread = seccomp.Arg(0, seccomp.MASKED_EQ, _CLONE_THREAD | _CLONE_NEW, _CLONE_THREAD)
+    rule(seccomp.ALLOW, "clone", thread)
+    by_value = (("fcntl", 1, _FCNTL), ("ioctl", 1, _IOCTL), ("prctl", 0, _PRCTL), ("madvise", 2, _MADVISE))
+    for name, which, values in by_value:
         for value in values:
             rule(seccomp.ALLOW, name, seccomp.Arg(which, seccomp.EQ, value))
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
+        rule(seccomp.ALLOW, name, seccomp.Arg(0, seccomp.LT, _CLOCKS))
     rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(0, seccomp.EQ, 0), seccomp.Arg(2, seccomp.EQ, 0))
     # EACCES reads as an ordinary PermissionError; ENOSYS makes the C library fall back to what is filtered above
     for name in ("open", "openat"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from etpo_core.errors import UserError
+from etpo_core.sandbox.text import MAX_CHARACTERS
 
 
 class Status(StrEnum):
@@ -23,6 +24,8 @@ class Status(StrEnum):
 class Tier(StrEnum):
     """What holds a snippet in; each tier has all that the later ones have."""
 
+    A = "A"  # and namespaces: no process, network or file of the host is there at all
+    B = "B"  # and Landlock: the kernel refuses files, TCP and outside processes a second time
     C = "C"  # system-call filter without file opens, resource limits, separate process
     D = "D"  # resource limits and separate process: no security
 
@@ -75,13 +78,17 @@ class Outcome:
     line: int | None = None
     cpu_s: float = 0.0
     wall_s: float = 0.0
-    tier: Tier = Tier.C
+    tier: Tier = Tier.D
 
     @property
     def error_text(self) -> str:
-        """The failure in one line, e.g. "NameError: name 'X' is not defined (line 3)"; empty when OK."""
+        """The failure in one line of at most 500 characters, e.g. "NameError: name 'X' is not defined (line 3)".
+
+        Empty when OK.
+        """
         if self.status is Status.OK:
             return ""
         where = f" (line {self.line})" if self.line is not None else ""
-        what = f": {self.message}" if self.message else ""
-        return f"{self.error_type}{what}{where}"
+        what = f"{self.error_type}: {self.message}" if self.message else f"{self.error_type}"
+        room = MAX_CHARACTERS - len(where)
+        return (what if len(what) <= room else what[: room - 3] + "...") + where

@@ -6,24 +6,23 @@ run before on the same data, splits, seed and limits is not run again, also when
 
 import hashlib
 import queue
-import sys
 import threading
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from importlib.metadata import version
 
 import numpy as np
 
 from etpo_core.errors import UserError
-from etpo_core.sandbox.filter import Unavailable, compile_filter
 from etpo_core.sandbox.outcome import Limits, Outcome, Status, Tier
 from etpo_core.sandbox.scoring import BadTable, Split, area_under_curve, make_split, table_of
+from etpo_core.sandbox.walls import names_of, probe, tier_of
 from etpo_core.sandbox.worker import Ending, Worker, ZygoteLost
 
-_LIBRARIES = ("numpy", "scipy", "scikit-learn")
+_REMEMBERED = 50_000  # outcomes, the latest used; about a kilobyte each
 
 
 class _Abandoned(Exception):
@@ -48,58 +47,73 @@ class SandboxPool:
 
     Attributes:
         tier: what holds the programs in (see `Tier`).
+        layers: names of the walls that were seen to hold.
     """
 
-    def __init__(self, workers: int = 2, limits: Limits | None = None, allow_unsafe: bool = False) -> None:
+    def __init__(
+        self,
+        workers: int = 2,
+        limits: Limits | None = None,
+        allow_unsafe: bool = False,
+        tier: Tier | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:
         """Starts the workers and tries their walls.
 
         Args:
             workers: programs that run at a time; no more than the machine has cores makes sense.
             limits: of each fit; the defaults of `Limits` if None.
             allow_unsafe: run without a wall where the kernel gives none (tier D).
+            tier: hold the programs in exactly so; None: by every wall that holds here.
+            preload: modules that programs may import besides numpy, scipy, scikit-learn and the standard library.
 
         Raises:
-            UserError: there is no wall here and `allow_unsafe` is False, or a worker does not start.
+            UserError: there is no such wall here, or none and `allow_unsafe` is False, or a worker does not start.
         """
         if workers < 1:
             raise UserError(f"the executor was asked for {workers} workers; give 1 or more")
+        if isinstance(preload, str):
+            raise UserError(f"preload is the text {preload!r}; give a list of module names")
         self.limits = limits or Limits()
-        self._program, reason = b"", ""
-        try:
-            self._program = compile_filter()
-        except Unavailable as error:
-            reason = str(error)
-            if not allow_unsafe:
-                raise _refusal(reason) from None
+        report = probe()
+        self._walls = report.walls(tier, allow_unsafe, tuple(preload))
+        self.tier, self.layers = tier_of(self._walls.flags), names_of(self._walls.flags)
         self._lock = threading.Lock()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._closed = False
         self._workers = []
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._executor = ThreadPoolExecutor(workers, "sandbox")
         try:
             for _ in range(workers):
-                self._workers.append(Worker(self._program))
-            proven = [worker.wait_tried() for worker in self._workers]
-            if self._program and not all(proven):
-                reason = (
-                    "this kernel does not enforce a system-call filter here; use a newer kernel or container"
-                )
-                if not allow_unsafe:
-                    raise _refusal(reason)
+                self._workers.append(Worker(self._walls))
+            for worker in self._workers:
+                self._check(worker)
             for worker in self._workers:
                 worker.wait_ready()
         except ZygoteLost as error:
             self.close()
-            raise UserError(f"{error}; check that scikit-learn imports in {sys.executable}") from None
+            raise UserError(str(error)) from None
         except BaseException:
             self.close()
             raise
-        self.tier = Tier.C if all(proven) else Tier.D
         if self.tier is Tier.D:
-            warnings.warn(f"programs run WITHOUT a sandbox (tier D): {reason}", RuntimeWarning, stacklevel=2)
+            why = "asked for" if tier is Tier.D else report.layers[0].detail
+            warnings.warn(f"programs run WITHOUT a sandbox (tier D): {why}", RuntimeWarning, stacklevel=2)
         for index in range(workers):
             self._idle.put(index)
+
+    def _check(self, worker: Worker) -> None:
+        """Has a new worker's walls tried.
+
+        Raises:
+            ZygoteLost: one does not hold.
+        """
+        if worker.wait_tried()[0] != self._walls.flags:
+            worker.close()
+            raise ZygoteLost(
+                "the walls of a new worker do not hold as they did before; run `python -m etpo_core.sandbox doctor`"
+            )
 
     def __enter__(self) -> "SandboxPool":
         """Returns the pool itself."""
@@ -123,9 +137,7 @@ class SandboxPool:
         for job in list(self._jobs.values()):
             _settle(job, error=UserError("the executor was closed while programs were waiting"))
 
-    def score(
-        self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
-    ) -> Outcome:
+    def score(self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0) -> Outcome:
         """`score_many` of one program."""
         return self.score_many([source], x, y, split_seeds, seed)[0]
 
@@ -181,6 +193,36 @@ class SandboxPool:
         finally:
             self._leave(jobs)
 
+    def predicts_row_by_row(
+        self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
+    ) -> bool:
+        """Whether what a program's model says of a row is the same whichever rows come with it.
+
+        A model that learns from the rows it is to predict - it gets them all at once, without labels - is no fraud,
+        but no classifier either. Each split is run twice, the second time with half of its validation rows; the
+        probabilities of those must agree to 1e-6.
+
+        Raises:
+            UserError: the table or the splits are unusable, or the program does not score.
+        """
+        x, y = table_of(x, y)
+        job = _Job("", source, [], int(seed))
+        for split in (make_split(x, y, int(s)) for s in split_seeds):
+            some = np.sort(split.order[: len(split.order) // 2])
+            half = replace(split, x_test=split.x_test[some], y_test=split.y_test[some], order=np.arange(len(some)))
+            tables = []
+            for part in (split, half):
+                try:
+                    ending = self._run(job, _encoded(source), part)
+                except _Abandoned:
+                    raise UserError("the executor is closed; open a new SandboxPool") from None
+                if ending.status is not Status.OK:
+                    raise UserError(f"the program does not score ({ending.error_type}: {ending.message})")
+                tables.append(_table_of(ending.table, part))
+            if not np.allclose(tables[0][some], tables[1], rtol=0, atol=1e-6, equal_nan=True):
+                return False
+        return True
+
     def _submit(self, sources, x, y, split_seeds, seed) -> list[_Job]:
         if isinstance(sources, str):
             raise UserError("sources is one string; give a list of programs, or call score for one")
@@ -189,21 +231,22 @@ class SandboxPool:
         if not seeds:
             raise UserError("split_seeds is empty; give one seed a split, e.g. range(5)")
         splits = [make_split(x, y, s) for s in seeds]
+        # limits, modules and versions are the pool's own and the same for all that it remembers
         common = hashlib.sha256(x.tobytes() + y.tobytes())
-        libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
-        common.update(repr((x.shape, seeds, int(seed), self.limits, sys.version, libraries)).encode())
+        common.update(repr((x.shape, seeds, int(seed))).encode())
         jobs = []
         with self._lock:
             if self._closed:
                 raise UserError("the executor is closed; open a new SandboxPool")
             for source in sources:
                 digest = common.copy()
-                digest.update(source.encode("utf-8", "surrogatepass"))
+                digest.update(_encoded(source))
                 key = digest.hexdigest()
                 job = self._jobs.get(key)
                 if job is None:
                     job = self._jobs[key] = _Job(key, source, splits, int(seed))
                     self._executor.submit(self._do, job)
+                self._jobs.move_to_end(key)
                 job.waiting += 1
                 jobs.append(job)
         return jobs
@@ -239,11 +282,14 @@ class SandboxPool:
         if outcome.status is Status.INFRASTRUCTURE_FAULT:
             with self._lock:
                 self._forget(job)
-        job.splits = []  # the outcome is kept for as long as the pool lives, the data need not be
+        job.source, job.splits = "", []  # the outcome is kept, what it took need not be
         _settle(job, outcome)
+        with self._lock:
+            while len(self._jobs) > _REMEMBERED and next(iter(self._jobs.values())).future.done():
+                self._jobs.popitem(last=False)
 
     def _score(self, job: _Job) -> Outcome:
-        source = job.source.encode("utf-8", "surrogatepass")
+        source = _encoded(job.source)
         if len(source) > self.limits.source_bytes:
             message = f"the program is longer than {self.limits.source_bytes} bytes"
             return Outcome(Status.SNIPPET_ERROR, None, (), "ValueError", message, tier=self.tier)
@@ -254,11 +300,12 @@ class SandboxPool:
             cpu_s += ending.cpu_s
             if ending.status is Status.OK:
                 try:
-                    scores.append(_score_of(ending.table, split))
+                    scores.append(area_under_curve(_table_of(ending.table, split), split.y_test, split.classes))
                 except BadTable as error:
-                    ending = replace(
-                        ending, status=Status.BAD_OUTPUT, error_type="ValueError", message=str(error)
-                    )
+                    ending = replace(ending, status=Status.BAD_OUTPUT, error_type="ValueError", message=str(error))
+                except Exception as error:  # of the metric: what it cannot digest is no usable table either
+                    message = f"the probabilities cannot be scored ({type(error).__name__})"
+                    ending = replace(ending, status=Status.BAD_OUTPUT, error_type="ValueError", message=message)
             if ending.status is not Status.OK:
                 break
         ok = ending.status is Status.OK
@@ -309,14 +356,12 @@ class SandboxPool:
                 job.worker = worker
                 return worker
         worker.close()
-        worker = Worker(self._program)
+        worker = Worker(self._walls)
         with self._lock:
             self._workers[index] = job.worker = worker
             if job.abandoned or self._closed:
                 worker.kill()
-        if worker.wait_tried() is not (self.tier is Tier.C):
-            worker.close()
-            raise ZygoteLost("the wall of a new worker does not hold")
+        self._check(worker)
         worker.wait_ready()
         return worker
 
@@ -332,13 +377,12 @@ def _settle(job: _Job, outcome: Outcome | None = None, error: BaseException | No
         pass
 
 
-def _score_of(raw: bytes, split: Split) -> float:
+def _encoded(source: str) -> bytes:
+    return source.encode("utf-8", "surrogatepass")
+
+
+def _table_of(raw: bytes, split: Split) -> np.ndarray:
+    """A child's answer as float64 [validation rows, classes], the rows in the order of the split."""
     table = np.empty((len(split.y_test), len(split.classes)))
     table[split.order] = np.frombuffer(raw, "<f8").reshape(table.shape)
-    return area_under_curve(table, split.y_test, split.classes)
-
-
-def _refusal(reason: str) -> UserError:
-    return UserError(
-        f"programs cannot be confined: {reason}; or pass allow_unsafe=True for code that you wrote yourself"
-    )
+    return table

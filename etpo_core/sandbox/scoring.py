@@ -64,9 +64,7 @@ def make_split(x: np.ndarray, y: np.ndarray, seed: int) -> Split:
     train, test = train_test_split(np.arange(len(y)), test_size=0.5, random_state=seed, shuffle=True)
     for half, rows in (("training", train), ("validation", test)):
         if len(np.unique(y[rows])) < 2:
-            raise UserError(
-                f"split {seed} leaves one class in its {half} half; use another seed or more rows"
-            )
+            raise UserError(f"split {seed} leaves one class in its {half} half; use another seed or more rows")
     digest = hashlib.sha256(b"order of the validation rows")
     for part in (x.tobytes(), y.tobytes(), str((x.shape, seed)).encode()):
         digest.update(part)
@@ -93,7 +91,9 @@ def area_under_curve(table: np.ndarray, y: np.ndarray, classes: np.ndarray) -> f
     if not np.isfinite(table).all():
         raise BadTable("predict_proba returned NaN or infinite values")
     if len(classes) == 2:
-        return round(float(roc_auc_score(y, table[:, 1])), DECIMALS)
+        # only the order counts; ranks keep values near the largest number from overflowing in a sum
+        ranks = np.unique(table[:, 1], return_inverse=True)[1]
+        return round(float(roc_auc_score(y, ranks)), DECIMALS)
     if (table < 0).any():
         raise BadTable("predict_proba returned negative probabilities")
     with np.errstate(over="ignore"):

@@ -7,22 +7,24 @@ thread at a time, except for `kill`, which any thread may call to cut a run shor
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from etpo_core.sandbox import bubblewrap
 from etpo_core.sandbox.inside import wire
 from etpo_core.sandbox.outcome import Limits, Status
 from etpo_core.sandbox.scoring import Split
 from etpo_core.sandbox.text import clean_message, clean_name
 
 _INSIDE = Path(__file__).resolve().parent / "inside"
+_FIRST_UID = 0x70000000  # where root starts the workers: above all users of a machine
 _START_S = 120.0  # a cold disk can make the imports slow
 _END_S = 10.0  # for the kernel to take a killed process away
 
@@ -71,11 +73,43 @@ def _environment() -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONWARNINGS": "ignore",
         "JOBLIB_MULTIPROCESSING": "0",
+        # a fork copies the tables of all pages: with large ones it takes half the time
+        "PYTHONMALLOC": "malloc",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "MALLOC_ARENA_MAX": "2",  # threads would reserve more address space than a program may have
         **{f"{name}_NUM_THREADS": "1" for name in threads},
     }
     if _has_avx2():  # the same kernels on every such processor: scores do not depend on its generation
         fixed["OPENBLAS_CORETYPE"] = "Haswell"
     return fixed
+
+
+@contextmanager
+def _own_pidfd() -> Iterator[int]:
+    """A descriptor that tells its holder of this process's end; -1 where there is none."""
+    try:
+        fd = os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _listener() -> Iterator[int]:
+    """A port of 127.0.0.1 that was seen to answer this process; 0 where none can be had."""
+    with ExitStack() as opened:
+        port = 0
+        try:
+            server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            socket.create_connection(server.getsockname(), 2).close()
+            port = server.getsockname()[1]
+        except OSError:
+            pass
+        yield port
 
 
 def _has_avx2() -> bool:
@@ -85,60 +119,86 @@ def _has_avx2() -> bool:
         return False
 
 
-def _command(control_fd: int) -> list[str]:
-    """The zygote's command line; a namespace wrapper goes in front of it."""
-    return [sys.executable, "-P", "-s", "-B", str(_INSIDE), str(control_fd)]
+@dataclass(frozen=True)
+class Walls:
+    """What a zygote is to put up.
+
+    Attributes:
+        program: the compiled system-call filter; empty: none.
+        landlock: whether to use it.
+        bubblewrap: whether to start inside it.
+        preload: modules to load besides numpy, scipy and scikit-learn.
+    """
+
+    program: bytes = b""
+    landlock: bool = False
+    bubblewrap: bool = False
+    preload: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> int:
+        """The layers as a sum of flags of `wire`."""
+        chosen = {wire.SECCOMP: self.program, wire.LANDLOCK: self.landlock, wire.BUBBLEWRAP: self.bubblewrap}
+        return sum(flag for flag, wanted in chosen.items() if wanted)
 
 
 class Worker:
     """A zygote, started at once; `wait_tried` and `wait_ready` come before the first `run`."""
 
-    def __init__(self, program: bytes) -> None:
-        """Starts the process without waiting for it.
-
-        Args:
-            program: the compiled system-call filter; empty: none.
-        """
+    def __init__(self, walls: Walls) -> None:
+        """Starts the process without waiting for it."""
+        self._walls = walls
         self._lock = threading.Lock()
         self._control, inside = socket.socketpair()
         try:
-            with inside:
+            with inside, _own_pidfd() as host:
+                command = [sys.executable, "-P", "-s", "-B", str(_INSIDE), str(inside.fileno()), str(host)]
+                if walls.bubblewrap:
+                    command = [*bubblewrap.command(walls.preload, _INSIDE), *command]
                 # a session of its own: Ctrl-C in the terminal is for the host to handle
                 self._process = subprocess.Popen(
-                    _command(inside.fileno()),
+                    command,
                     env=_environment(),
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
-                    pass_fds=[inside.fileno()],
+                    pass_fds=[fd for fd in (inside.fileno(), host) if fd >= 0],
                     start_new_session=True,
                 )
         except OSError:
             self._control.close()
             raise
-        self._program = program
         self.ready = False
         self.alive = True
 
     @property
     def pid(self) -> int:
-        """Process id of the zygote."""
-        return self._process.pid
+        """Process id of the zygote as the host sees it."""
+        started = self._process.pid
+        if not self._walls.bubblewrap:
+            return started
+        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+        return int(children[0]) if children else started
 
-    def wait_tried(self) -> bool:
-        """Sends the filter; returns whether a child under it was refused what it must be refused.
+    def wait_tried(self) -> tuple[int, int]:
+        """Has the layers tried; returns those that were seen to refuse what they must, and Landlock's ABI.
 
         Raises:
             ZygoteLost: it did not start; the message holds what it printed last.
         """
-        with self._starting():
+        walls = self._walls
+        modules = "\0".join(walls.preload).encode()
+        with self._starting(), tempfile.NamedTemporaryFile() as secret, _listener() as port:
+            path = secret.name.encode()
+            sizes = len(walls.program), len(modules), len(path)
             self._control.settimeout(_START_S)
-            self._control.sendall(struct.pack("<I", len(self._program)) + self._program)
-            kind, flag, _, _ = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, _START_S))
+            hello = wire.HELLO.pack(*sizes, port, _FIRST_UID + self._process.pid, walls.flags)
+            self._control.sendall(hello + walls.program + modules + path)
+            kind, flags, abi, _ = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, _START_S))
             if kind != wire.TRIED:
                 raise _Gone
-            return flag == wire.REFUSES
+            return flags, abi
 
     def wait_ready(self) -> None:
         """Waits, after `wait_tried`, until the libraries are loaded.
@@ -195,9 +255,7 @@ class Worker:
             raise ZygoteLost(f"the child could not be confined (wait status {status})")
         if ending is None:
             ending = _explain(flag, status, cpu_s, limits, talk.timed_out)
-        return Ending(
-            ending.status, ending.table, ending.error_type, ending.message, ending.line, round(cpu_s, 4)
-        )
+        return Ending(ending.status, ending.table, ending.error_type, ending.message, ending.line, round(cpu_s, 4))
 
     def _finish(self, talk: "_Talk", patient: bool) -> tuple[int, int, float]:
         """Has the child killed whatever it still does, and returns flag, wait status and CPU seconds."""
@@ -226,6 +284,11 @@ class Worker:
         """Ends the zygote and its child at once; safe from any thread."""
         with self._lock:
             self.alive = False
+            try:
+                # the zygote sees this and kills its child; it may be out of reach of a signal that kills bubblewrap
+                self._control.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed before
             if self._process.poll() is None:
                 self._process.kill()
 
@@ -267,9 +330,7 @@ class _Talk:
         except TimeoutError:
             self.timed_out = True
         except _Garbage:
-            return Ending(
-                Status.BAD_OUTPUT, b"", "ProtocolError", "the process wrote bytes that are no answer"
-            )
+            return Ending(Status.BAD_OUTPUT, b"", "ProtocolError", "the process wrote bytes that are no answer")
         except (_Gone, ConnectionError):
             pass
         return None
@@ -327,18 +388,14 @@ def _answer(kind: int, payload: bytes, size: int) -> Ending:
     raise _Garbage
 
 
-_OUT_OF_MEMORY = Ending(
-    Status.OUT_OF_MEMORY, b"", "MemoryError", "the code needs more memory than it may have"
-)
+_OUT_OF_MEMORY = Ending(Status.OUT_OF_MEMORY, b"", "MemoryError", "the code needs more memory than it may have")
 
 
 def _explain(flag: int, status: int, cpu_s: float, limits: Limits, timed_out: bool) -> Ending:
     """The failure that the end of a child without an answer stands for."""
     killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if flag == wire.BY_CPU_LIMIT or (killed_by in (signal.SIGKILL, signal.SIGXCPU) and cpu_s >= limits.cpu_s):
-        return Ending(
-            Status.TIMEOUT, b"", "TimeoutError", f"the code used more than {limits.cpu_s:g} s of CPU time"
-        )
+        return Ending(Status.TIMEOUT, b"", "TimeoutError", f"the code used more than {limits.cpu_s:g} s of CPU time")
     if timed_out:
         return Ending(Status.TIMEOUT, b"", "TimeoutError", f"the code took longer than {limits.wall_s:g} s")
     if flag == wire.BY_HOST or not killed_by:

@@ -1,19 +1,22 @@
-"""A pool for the whole session, a pool without a wall for positive controls, and a small table."""
+"""A pool for the whole session, a pool of each tier, and a small table."""
 
 import itertools
 import os
+import shutil
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from programs import INNOCENT, LIMITS, WALL  # noqa: E402
+from programs import INNOCENT, LIMITS, WALL, open_tier  # noqa: E402
+from unprivileged import NOBODY, command_as_nobody  # noqa: E402
 
 from etpo_core.sandbox import SandboxPool, Status  # noqa: E402
-from etpo_core.sandbox import pool as pool_module
-from etpo_core.sandbox.filter import Unavailable  # noqa: E402
 
 _number = itertools.count()
 
@@ -28,7 +31,7 @@ def table():
 
 @pytest.fixture(scope="session")
 def pool():
-    """Two workers behind the wall (tier C), or without one where this machine has none."""
+    """Two workers behind all walls of this machine, or without one where it has none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with SandboxPool(2, LIMITS, allow_unsafe=not WALL) as opened:
@@ -36,21 +39,27 @@ def pool():
 
 
 @pytest.fixture(scope="session")
-def open_pool():
-    """One worker without a wall: what it lets through shows that an attack is a real one."""
+def tier_pool():
+    """A function that returns the pool of one worker that holds programs in by a tier, opened at its first use.
 
-    def no_filter():
-        raise Unavailable("switched off for a positive control")
+    Tier D lets everything through: it shows that an attack is a real one.
+    """
+    opened = {}
 
-    kept = pool_module.compile_filter
-    pool_module.compile_filter = no_filter
-    try:
-        with pytest.warns(RuntimeWarning, match="WITHOUT a sandbox"):
-            opened = SandboxPool(1, LIMITS, allow_unsafe=True)
-    finally:
-        pool_module.compile_filter = kept
-    with opened:
-        yield opened
+    def of(tier):
+        if tier not in opened:
+            try:
+                opened[tier] = open_tier(tier)
+            except (pytest.skip.Exception, pytest.fail.Exception) as refusal:
+                opened[tier] = refusal
+        if isinstance(opened[tier], BaseException):
+            raise opened[tier]
+        return opened[tier]
+
+    yield of
+    for one in opened.values():
+        if not isinstance(one, BaseException):
+            one.close()
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +76,40 @@ def run(pool, table, honest):
 
     def once(source, seeds=(0,)):
         outcome = pool.score(source, *table, list(seeds))
-        fresh = [
-            f"{INNOCENT}# {next(_number)}" for _ in range(2)
-        ]  # a new text each: nothing comes from the cache
+        fresh = [f"{INNOCENT}# {next(_number)}" for _ in range(2)]  # a new text each: nothing comes from the cache
         assert [o.score for o in pool.score_many(fresh, *table, [0])] == [honest] * 2
         return outcome
 
     return once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corpus_as_nobody(request, tmp_path_factory):
+    """The running process, started before all other tests of the folder; None where it cannot or need not be."""
+    wanted = any(item.name == "test_corpus_as_an_ordinary_user" for item in request.session.items)
+    if not wanted or os.geteuid() != 0 or not command_as_nobody()[0]:
+        yield None
+        return
+    folder = Path(f"/tmp/etpo-nobody-{os.getpid()}")  # below tmp_path_factory's folder it could not be reached
+    folder.mkdir(mode=0o700)
+    os.chown(folder, NOBODY, NOBODY)
+    here = Path(__file__).parent
+    command = [*command_as_nobody()[0], sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["--confcutdir", str(here), "--basetemp", str(folder / "pytest"), str(here / "test_corpus.py")]
+    command += ["-k", "not -B]"]  # the tier between the two that differ most
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "COLUMNS": "200"}
+    output = tmp_path_factory.mktemp("nobody") / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=here.parents[1],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    process.output = output
+    yield process
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -24,9 +24,7 @@ UNSEEDED = {
 def other_pool():
     """A pool that was started by a process with other habits."""
     kept = dict(os.environ)
-    os.environ.update(
-        OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", PYTHONHASHSEED="7", JOBLIB_MULTIPROCESSING="1"
-    )
+    os.environ.update(OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", PYTHONHASHSEED="7", JOBLIB_MULTIPROCESSING="1")
     try:
         with SandboxPool(1, LIMITS, allow_unsafe=True) as opened:
             yield opened
@@ -68,18 +66,14 @@ def test_order_is_kept_and_equals_serial(pool, table):
     assert seen[-1] == (len(sources), len(sources)) and [n for n, _ in seen] == sorted({n for n, _ in seen})
     fresh = [source + "# serial" for source in sources]
     alone = [pool.score(source, *table, [0]) for source in fresh]
-    assert [(o.status, o.scores, o.error_text) for o in together] == [
-        (o.status, o.scores, o.error_text) for o in alone
-    ]
+    assert [(o.status, o.scores, o.error_text) for o in together] == [(o.status, o.scores, o.error_text) for o in alone]
     assert [o.scores for o in pool.score_iter(sources, *table, [0])] == [o.scores for o in together]
 
 
 def test_identical_jobs_run_once(pool, table, monkeypatch):
     ran = []
     kept = type(pool)._run
-    monkeypatch.setattr(
-        type(pool), "_run", lambda self, job, *rest: ran.append(job.key) or kept(self, job, *rest)
-    )
+    monkeypatch.setattr(type(pool), "_run", lambda self, job, *rest: ran.append(job.key) or kept(self, job, *rest))
     source = INNOCENT + "# once"
     first = pool.score_many([source] * 5, *table, [0, 1])
     assert len(ran) == 2 and len(set(first)) == 1  # one program, two splits

@@ -15,7 +15,6 @@ from programs import INNOCENT, body, needs_wall
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Limits, SandboxPool, Status
-from etpo_core.sandbox import filter as filter_module
 from etpo_core.sandbox import pool as pool_module
 
 LOOP = body("while True: pass")
@@ -160,53 +159,59 @@ def test_killing_the_host_leaves_nothing():
     until(lambda: not alive(int(worker)) and not alive(child), 5)
 
 
-@pytest.mark.parametrize(
-    ("platform", "text"),
-    [("darwin", "no kernel sandbox on macOS"), ("win32", "no kernel sandbox on Windows")],
-)
-def test_other_systems_are_refused(monkeypatch, platform, text):
-    monkeypatch.setattr(filter_module.sys, "platform", platform)
-    with pytest.raises(UserError, match=text) as caught:
-        SandboxPool(1)
-    assert "allow_unsafe=True" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_missing_library_names_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyseccomp", None)
-    with pytest.raises(UserError, match="pip install pyseccomp"):
-        SandboxPool(1)
-
-
-def test_a_missing_system_library_names_its_package(monkeypatch):
-    import ctypes.util
-
-    monkeypatch.delitem(sys.modules, "pyseccomp", raising=False)
-    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    with pytest.raises(UserError, match="apt install libseccomp2"):
-        SandboxPool(1)
+@needs_wall
+def test_a_host_killed_while_its_workers_start_leaves_nothing():
+    script = textwrap.dedent("""
+        from etpo_core.sandbox.walls import probe
+        from etpo_core.sandbox.worker import Worker
+        worker = Worker(probe().walls(None, False, ()))
+        worker.wait_tried()             # it loads its libraries now, and listens to nobody
+        print(worker.pid, flush=True)
+        worker.wait_ready()
+        import time; time.sleep(60)
+    """)
+    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    worker = int(host.stdout.readline())
+    assert alive(worker)
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    until(lambda: not alive(worker), 1)
 
 
 @needs_wall
-def test_a_wall_that_does_not_hold_is_noticed(monkeypatch):
-    # a filter that allows everything: it installs, and refuses nothing
-    monkeypatch.setattr(pool_module, "compile_filter", lambda: bytes.fromhex("060000000000ff7f"))
-    with pytest.raises(UserError, match="does not enforce"):
-        SandboxPool(1)
+def test_ctrl_c_ends_the_host_and_all_that_it_started():
+    script = textwrap.dedent(f"""
+        import numpy as np
+        from etpo_core.sandbox import Limits, SandboxPool
+        with SandboxPool(1, Limits(cpu_s=60, wall_s=120)) as pool:
+            print(pool._workers[0].pid, flush=True)
+            pool.score({LOOP!r}, np.arange(40.0).reshape(20, 2), np.arange(20) % 2, [0])
+    """)
+    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    worker = int(host.stdout.readline())
+    until(lambda: children(worker))
+    child = children(worker)[0]
+    host.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in host.communicate(timeout=20)[1]
+    until(lambda: not alive(worker) and not alive(child), 2)
 
 
-@needs_wall
-def test_a_filter_that_the_kernel_rejects_is_noticed(monkeypatch):
-    monkeypatch.setattr(pool_module, "compile_filter", lambda: b"\xff" * 8)
-    with pytest.raises(UserError, match="does not enforce"):
-        SandboxPool(1)
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(pool_module, "_REMEMBERED", 3)
+    with SandboxPool(1, allow_unsafe=True) as pool:
+        pool.score_many([f"raise ValueError({i})" for i in range(6)], X, Y, [0])
+        assert [job.source for job in pool._jobs.values()] == [""] * 3
+        assert pool.score("raise ValueError(5)", X, Y, [0]).message == "5" and len(pool._jobs) == 3
 
 
-def test_a_worker_that_does_not_start_is_told(monkeypatch):
+def test_a_worker_that_does_not_start_is_told(monkeypatch, tmp_path):
     from etpo_core.sandbox import worker as worker_module
 
-    monkeypatch.setattr(
-        worker_module, "_command", lambda fd: [sys.executable, "-c", "raise ImportError('no sklearn')"]
-    )
+    with SandboxPool(1, allow_unsafe=True):
+        pass  # the walls are tried before, with the real program
+    (tmp_path / "__main__.py").write_text("raise ImportError('no sklearn')")
+    monkeypatch.setattr(worker_module, "_INSIDE", tmp_path)
     with pytest.raises(UserError, match="no sklearn"):
         SandboxPool(1, allow_unsafe=True)
 
@@ -219,9 +224,7 @@ def test_many_runs_leave_the_host_as_it_was(pool, table):
             threading.active_count(),
             len(os.listdir("/proc/self/task")),
             [len(children(worker.pid)) for worker in pool._workers],
-            [len(os.listdir(f"/proc/{worker.pid}/fd")) for worker in pool._workers]
-            if os.getuid() == 0
-            else 0,
+            [len(os.listdir(f"/proc/{worker.pid}/fd")) for worker in pool._workers] if os.getuid() == 0 else 0,
             sorted(children(os.getpid())),
         )
 

@@ -50,9 +50,7 @@ def test_a_class_missing_from_validation_is_left_out_of_the_average():
     y = np.array([0, 1, 0, 1])
     # the only pair: P(0) ranks rows 0, 2 above 3, 1; P(1) ranks 1, 3 above 2, 0
     assert area_under_curve(table, y, np.array([0, 1, 2])) == 1.0
-    assert (
-        area_under_curve(table[[1, 0, 2, 3]], y, np.array([0, 1, 2])) == 0.25
-    )  # each way one of four is right
+    assert area_under_curve(table[[1, 0, 2, 3]], y, np.array([0, 1, 2])) == 0.25  # each way one of four is right
 
 
 def test_rows_are_scaled_to_one_for_one_vs_one():

@@ -45,9 +45,7 @@ def test_error_text():
 def test_texts_of_a_snippet(run):
     long = run(body("raise ValueError('x' * 50_000_000)"))
     assert (long.status, len(long.message), long.line) == (Status.SNIPPET_ERROR, 500, 4)
-    odd = run(
-        body("class E(Exception):\n    def __str__(self): raise E2()\nclass E2(Exception): pass\nraise E")
-    )
+    odd = run(body("class E(Exception):\n    def __str__(self): raise E2()\nclass E2(Exception): pass\nraise E"))
     assert odd.status is Status.SNIPPET_ERROR and odd.message == "the error cannot be printed"
     dirty = run(body("raise type('\\x1b[0mEvil', (Exception,), {})('a\\x00b\\x1b[2J\\u202e\\ud800')"))
     assert dirty.error_type == "0mEvil" and dirty.message.isprintable()

@@ -23,14 +23,15 @@ class _BadOutput(Exception):
     """The model answers, but not with a table of probabilities."""
 
 
-def live(parent: int, program: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None) -> None:
+def live(*limits: object) -> None:
     """Runs in the forked process with the data channel on `DATA_FD`; never returns.
 
-    Args: as in `confine.confine`.
+    Args:
+        limits: the arguments of `confine.confine`.
     """
     status = wire.EXIT_UNCONFINED
     try:
-        confine(parent, program, cpu_s, memory, in_use)
+        confine(*limits)
         status = 70
         _serve()
         status = 0
@@ -51,9 +52,9 @@ def _serve() -> None:
     classes = np.frombuffer(_receive(8 * class_count), "<i8").copy()
     seen = np.unique(y)
     sys.path.clear()
-    sys.argv[:] = ["snippet"]
+    sys.argv[:] = sys.orig_argv[:] = ["snippet"]
     sys.meta_path.insert(0, Gate(None))
-    for name in ("child", "wire", "confine", "preload"):
+    for name in ("child", "wire", "confine", "preload", "landlock", "tries"):
         sys.modules.pop(name, None)
     _seed(seed)
     try:
@@ -72,15 +73,25 @@ def _serve() -> None:
 
 
 def _seed(seed: int) -> None:
-    """Makes what a snippet leaves unseeded repeat: numpy's global state, `default_rng()`, `random`."""
+    """Makes what a snippet leaves unseeded repeat: numpy's, Python's and the system's sources of randomness."""
+    source = random.Random(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    np.random.bit_generator.randbits = random.Random(seed).getrandbits
+    np.random.bit_generator.randbits = source.getrandbits  # default_rng(), RandomState(), SeedSequence()
+    os.urandom = random._urandom = source.randbytes  # SystemRandom, secrets, uuid4
+    os.getrandom = lambda size, flags=0: source.randbytes(size)
+    seed_with = random.Random.seed
+
+    def seed_always(self: random.Random, a: object = None, version: int = 2) -> None:
+        seed_with(self, source.getrandbits(64) if a is None else a, version)
+
+    random.Random.seed = seed_always
+    random.seed = random._inst.seed
 
 
 def _fit(source: str, x: np.ndarray, y: np.ndarray) -> object:
     module = types.ModuleType("snippet")
-    sys.modules["snippet"] = module  # dataclasses and pickle look a class's module up
+    sys.modules["snippet"] = sys.modules["__main__"] = module  # dataclasses and pickle look a class's module up
     exec(compile(source, _SNIPPET, "exec", dont_inherit=True), module.__dict__)
     if "build_model" not in module.__dict__:
         raise NameError("the code defines no function build_model")

@@ -35,6 +35,42 @@ def hide_from_peers() -> None:
         _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
+def die_with_parent() -> None:
+    """Has the kernel kill this process as soon as its parent has died."""
+    if _LINUX:
+        _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
+def drop_root(own_uid: int) -> bool:
+    """Makes a root process an ordinary user's, for good; does nothing to others.
+
+    Args:
+        own_uid: a user id that nobody else on the machine has; where it cannot be had (in some containers), nobody's.
+
+    Returns:
+        Whether the process now is the user `own_uid`, so that its processes can be counted.
+    """
+    if not hasattr(os, "setresuid") or os.geteuid() != 0:
+        return False
+    for uid in (own_uid, 65534):
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            return uid == own_uid
+        except OSError:
+            continue
+    return False
+
+
+def processes_on_machine() -> int:
+    """Processes and threads of everybody, at least as many as those of this process's user."""
+    words = (ctypes.c_ulong * 64)()
+    if not _LINUX or _libc.sysinfo(ctypes.byref(words)) != 0:
+        return 1 << 16
+    return words[10] & 0xFFFF  # after uptime, three loads and six sizes
+
+
 def memory_in_use() -> tuple[int, int] | None:
     """Bytes of address space and of private data that this process holds; None where /proc is missing."""
     try:
@@ -45,7 +81,9 @@ def memory_in_use() -> tuple[int, int] | None:
     return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmSize", "VmData"))
 
 
-def confine(parent: int, program: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None) -> None:
+def confine(
+    parent: int, program: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None, processes: int
+) -> None:
     """Limits the calling process and installs the filter; there is no way back.
 
     Args:
@@ -54,14 +92,15 @@ def confine(parent: int, program: bytes, cpu_s: float, memory: int, in_use: tupl
         cpu_s: CPU seconds; the kernel counts whole seconds, so this is the backstop of the zygote's own clock.
         memory: bytes on top of `in_use`. An absolute limit would lie below what the libraries already occupy.
         in_use: what `memory_in_use` said in the zygote.
+        processes: how many processes and threads the user may have; threads that share a stack take no memory that
+            the other limits would count.
 
     Raises:
         OSError: a limit or the filter was refused.
     """
-    if _LINUX:
-        _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-        if os.getppid() != parent:
-            os._exit(0)
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(0)
     whole = int(cpu_s) + 1
     limits = {
         "CPU": whole,
@@ -71,6 +110,7 @@ def confine(parent: int, program: bytes, cpu_s: float, memory: int, in_use: tupl
         "STACK": 8 << 20,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
+        "NPROC": processes,
     }
     if in_use is not None:
         # both: DATA leaves shared anonymous maps free, AS alone counts too much of what is never touched

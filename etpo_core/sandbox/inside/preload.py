@@ -1,16 +1,19 @@
 """Imports and warms everything that a snippet may need, before the doors close.
 
-A child cannot open files, so what is not loaded here cannot be imported there. Nothing is ever *fitted* here: a
-process that has used OpenMP leaves its forked children hanging in their first parallel loop.
+A child cannot open files, so what is not loaded here cannot be imported there. A few small models are fitted as well:
+the first call of a function costs several times what later ones do, and every child would pay it again. This is only
+safe because the libraries use one thread: a process that has run parallel OpenMP loops leaves its forked children
+hanging in their first one.
 """
 
 import importlib
+import os
 import pkgutil
 import sys
 import time
 
-# these start threads, or are large and of no use to a classifier; sklearn and pandas do without them
-_KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython"}
+# these start threads, or are large, and sklearn does without them; those named by the user are let in
+_KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython", "pandas"}
 _WHOLE = ("sklearn",)
 _PACKAGES = (
     "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial numpy.ma numpy.ctypeslib numpy.exceptions "
@@ -20,7 +23,6 @@ _PACKAGES = (
     "scipy.cluster.hierarchy scipy.cluster.vq scipy.interpolate scipy.integrate scipy.signal scipy.ndimage "
     "scipy.fft scipy.constants scipy.io joblib threadpoolctl"
 ).split()
-_OPTIONAL = ("pandas", "xgboost", "lightgbm", "catboost")
 _STANDARD = (
     "abc argparse array ast base64 bisect calendar cmath codecs collections collections.abc colorsys "
     "concurrent.futures concurrent.futures.process concurrent.futures.thread contextlib contextvars copy csv ctypes "
@@ -48,32 +50,43 @@ class Gate:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def preload() -> None:
-    """Imports everything; takes one to three seconds, once a worker."""
-    gate = Gate(_KEPT_OUT)
+def preload(extra: list[str]) -> None:
+    """Imports everything and the modules named in `extra`; takes one to three seconds, once a worker.
+
+    Raises:
+        SystemExit: a module of `extra` cannot be imported, or starts threads; the message says so in one line.
+    """
+    gate = Gate(_KEPT_OUT - {name.partition(".")[0] for name in extra})
     sys.meta_path.insert(0, gate)
     for name in (*_STANDARD, *_PACKAGES):
         importlib.import_module(name)
-    for name in _OPTIONAL:
-        _try(name)
+    for name in extra:
+        _load(name)
     for root in _WHOLE:
         package = importlib.import_module(root)
         for module in pkgutil.walk_packages(package.__path__, f"{root}.", onerror=lambda name: None):
             parts = module.name.split(".")
             if not {"tests", "externals", "conftest", "_build_utils"} & set(parts):
-                _try(module.name)
+                try:
+                    importlib.import_module(module.name)
+                except ImportError:
+                    pass  # needs something that is absent
     sys.meta_path.remove(gate)
-    _warm()
+    _fill_caches()
+    _fit_once()
 
 
-def _try(name: str) -> None:
+def _load(name: str) -> None:
     try:
         importlib.import_module(name)
-    except ImportError:
-        pass  # absent, or a part of sklearn that needs something absent
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise SystemExit(f"cannot preload {name!r} ({why}); install it or take it off the list") from None
+    if os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) > 1:
+        raise SystemExit(f"cannot preload {name!r} (it starts threads when imported); take it off the list")
 
 
-def _warm() -> None:
+def _fill_caches() -> None:
     """Fills the caches that would otherwise be filled from files."""
     from joblib import cpu_count
     from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
@@ -85,3 +98,33 @@ def _warm() -> None:
     time.tzset()
     time.strftime("%c")
     time.strptime("2024", "%Y")
+
+
+def _fit_once() -> None:
+    """Runs the usual code paths until the interpreter has specialised them (eight calls)."""
+    import numpy as np
+    from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+    from sklearn.tree import DecisionTreeClassifier
+
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    y = np.arange(40) % 3
+    models = (
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        RandomForestClassifier(8, random_state=0),
+        GradientBoostingClassifier(n_estimators=8, random_state=0),
+        KNeighborsClassifier(),
+        SVC(random_state=0),
+        GaussianNB(),
+        DecisionTreeClassifier(random_state=0),
+    )
+    for _ in range(8):
+        for model in models:
+            model.fit(x, y).predict(x)
+            if hasattr(model, "predict_proba"):
+                model.predict_proba(x)

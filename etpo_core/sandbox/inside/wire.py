@@ -18,14 +18,16 @@ FRAME = struct.Struct("<4sB3xI")  # magic, kind, length of what follows
 CONFINED, FITTED, RESULT, ERROR, BAD_OUTPUT, NO_MEMORY = range(1, 7)
 MAX_ERROR_BYTES = 4096  # type \0 line \0 message, UTF-8
 
-# control channel, host to zygote; a RUN carries the child's end of the data channel
+# control channel, host to zygote, once: then the filter, the modules to load (names between \0) and a path follow
+HELLO = struct.Struct("<3IIIB")  # their lengths; a port; a user id; which layers to put up
+# ... and then; a RUN carries the child's end of the data channel
 ORDER = struct.Struct("<B7xdq")  # kind, CPU seconds, bytes of memory above the zygote's own
 RUN, KILL = 1, 2
 
 # control channel, zygote to host
-REPORT = struct.Struct("<BB2xid")  # kind, flag, wait status (or threads, for READY), CPU seconds
-TRIED, READY, ENDED = 1, 2, 3
-OPEN, REFUSES = 0, 1  # flags of TRIED: did a child's wall hold?
+REPORT = struct.Struct("<BB2xid")  # kind, flag, number, CPU seconds
+TRIED, READY, ENDED = 1, 2, 3  # number: Landlock's ABI (or minus an error number); threads; wait status
+SECCOMP, LANDLOCK, BUBBLEWRAP = 1, 2, 4  # flags of TRIED and READY, summed: the layers that were seen to hold
 BY_ITSELF, BY_HOST, BY_CPU_LIMIT = 0, 1, 2  # flags of ENDED: who stopped the child
 
 # exit statuses of a child

@@ -1,0 +1,121 @@
+"""The whole corpus at every tier that this machine gives, each case followed by an innocent program.
+
+As root, it is run again as an ordinary user, in the background while the other tests of this folder run.
+"""
+
+import itertools
+import os
+import re
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from corpus import CASES
+from programs import INNOCENT, LIMITS, TIERS
+
+from etpo_core.sandbox import Status
+from etpo_core.sandbox.scoring import make_split, table_of
+
+pytestmark = pytest.mark.filterwarnings("error")  # as a strict host would have it
+_number = itertools.count()
+_answers: dict[str, tuple] = {}  # what a case came to at the first tier it ran at
+
+
+@pytest.fixture
+def scene(tmp_path, table):
+    """Names of what a case attacks: a secret, a file to spare, a listening port, this process, the labels.
+
+    Says afterwards what was touched, if it is asked to.
+    """
+    secret, spare = tmp_path / "labels.csv", tmp_path / "spare"
+    secret.write_text("secret labels")
+    spare.write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+
+        def check():
+            with pytest.raises(BlockingIOError):
+                server.accept()
+            assert sorted(os.listdir(tmp_path)) == ["labels.csv", "spare"]
+            assert secret.read_text() == "secret labels" and secret.stat().st_mode & 0o777 == mode
+
+        mode = secret.stat().st_mode & 0o777
+        split = make_split(*table_of(*table), 0)
+        held_back = [split.y_test, split.y_test[split.order], split.y_test.astype("i1"), split.y_test.astype("f8")]
+        names = {
+            "secret": secret,
+            "spare": spare,
+            "folder": tmp_path,
+            "port": server.getsockname()[1],
+            "host": os.getpid(),
+            "hostname": os.uname().nodename,
+            "needles": " ".join(labels.tobytes()[::-1].hex() for labels in held_back),
+        }
+        yield names, check
+
+
+def filled(source, names):
+    """The source with the names of the scene put in."""
+    return re.sub(rf"\$({'|'.join(names)})\b", lambda match: str(names[match[1]]), source)
+
+
+def comment():
+    """A text that no program had before, so that none is answered from the cache."""
+    return f"\n# {os.getpid()} {next(_number)}"
+
+
+def fits(case):
+    if case.machine and case.machine != os.uname().machine:
+        pytest.skip(f"numbers of {case.machine}")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_corpus(tier_pool, table, honest, scene, monkeypatch, case, tier):
+    fits(case)
+    if tier not in case.tiers:
+        pytest.skip("shows a wall that this tier lacks")
+    pool = tier_pool(tier)
+    names, check = scene
+    monkeypatch.setenv("ETPO_SECRET", "token")
+    worker = pool._workers[0].pid
+    before = [array.copy() for array in table]
+    monkeypatch.setattr(pool, "limits", replace(LIMITS, cpu_s=case.cpu_s, wall_s=case.wall_s or LIMITS.wall_s))
+    started = time.monotonic()
+    outcome = pool.score(filled(case.source, names) + (comment() if case.source else ""), *table, [0])
+    took = time.monotonic() - started
+
+    assert outcome.status in case.expected, outcome
+    assert re.search(case.text, outcome.error_text), outcome.error_text
+    assert "secret labels" not in outcome.error_text
+    assert outcome.error_text.isprintable() and len(outcome.message or "") <= 500
+    assert case.line == 0 or outcome.line == case.line, outcome
+    assert (outcome.score is None) == (outcome.status is not Status.OK) and outcome.tier == tier
+    if outcome.status is Status.OK:
+        wanted = honest if case.score == "as ever" else case.score
+        assert wanted is None or outcome.score == wanted, outcome
+    assert took < case.within_s, took
+    assert outcome.cpu_s < 3, outcome
+    check()
+    assert all((a == b).all() for a, b in zip(before, table, strict=True))
+
+    monkeypatch.undo()
+    after = pool.score(INNOCENT + comment(), *table, [0])
+    assert (after.status, after.score) == (Status.OK, honest)
+    assert pool._workers[0].pid == worker, "the program took its worker down"
+    if case.id.startswith("same-"):
+        answer = (outcome.status, outcome.scores, outcome.error_text)
+        again = pool.score(filled(case.source, names) + comment(), *table, [0])
+        assert (again.status, again.scores, again.error_text) == answer
+        assert _answers.setdefault(case.id, answer) == answer, "another tier answered otherwise"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.control is not None], ids=lambda case: case.id)
+def test_positive_control(tier_pool, table, scene, case):
+    fits(case)
+    if case.control_as_root and os.getuid() != 0:
+        pytest.skip("an ordinary user may not do it anyway")
+    outcome = tier_pool("D").score(filled(case.source, scene[0]) + comment(), *table, [0])
+    assert re.search(case.control, outcome.error_text), outcome
+    assert (outcome.status is Status.OK) == (case.control == ""), outcome
