@@ -16,9 +16,10 @@ from tqdm import tqdm
 from etpo_core import evaluation
 from etpo_core.errors import UserError, one_line_errors
 from etpo_core.results import require_results
-from etpo_core.sandbox import Limits, SandboxPool, Status
+from etpo_core.sandbox import SandboxPool, Status
 from etpo_core.settings import load_settings
 from etpo_core.tasks import load_task
+from pipeline.executor import open_executor
 
 
 def run(scale: str) -> None:
@@ -33,7 +34,6 @@ def run(scale: str) -> None:
             f"evaluation.held_out_seeds shares {sorted(both)} with environment.split_seeds; "
             "held-out splits must never have given a reward"
         )
-    limits = Limits(cpu_s=sandbox.cpu_seconds, wall_s=sandbox.wall_seconds, memory_mb=sandbox.memory_mb)
     failed = settings.environment.failure_reward
 
     def content(task: str) -> str:
@@ -44,9 +44,7 @@ def run(scale: str) -> None:
         @cache
         def pool() -> SandboxPool:
             # Started by the first program that has not been scored before, if there is one.
-            return stack.enter_context(
-                SandboxPool(workers=sandbox.workers, limits=limits, allow_unsafe=sandbox.allow_unsafe)
-            )
+            return stack.enter_context(open_executor(sandbox))
 
         def score(task: str, programs: Sequence[str]) -> list[list[float | None]]:
             table, scores = load_task(task), [[] for _ in programs]

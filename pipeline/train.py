@@ -17,10 +17,10 @@ from etpo_core.language_model import load_model, read_card
 from etpo_core.machine import use_fast_matmul
 from etpo_core.methods import build_method
 from etpo_core.provenance import commit, device_name, versions, write_json
-from etpo_core.sandbox import Limits, SandboxPool
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tasks import TASKS, Task, load_task
 from etpo_core.training import Run, RunFiles, fingerprint, run_parameters, train
+from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"
 
@@ -69,14 +69,8 @@ def run_stage(run: Run, settings: Settings) -> None:
     else:
         agent = load_agent(run, settings, device, method.trains)
     fast_matmul = device.type == "cpu" and use_fast_matmul()
-    limits = Limits(
-        cpu_s=settings.sandbox.cpu_seconds,
-        wall_s=settings.sandbox.wall_seconds,
-        memory_mb=settings.sandbox.memory_mb,
-    )
     started = time.time()
-    workers, unsafe = settings.sandbox.workers, settings.sandbox.allow_unsafe
-    with SandboxPool(workers=workers, limits=limits, allow_unsafe=unsafe) as executor:
+    with open_executor(settings.sandbox) as executor:
         with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task} {run.seed}") as bar:
             for row in train(run, agent, method, task, executor, settings, mark):
                 bar.n = row["steps"]
@@ -87,7 +81,7 @@ def run_stage(run: Run, settings: Settings) -> None:
                     kl=f"{row.get('kl_per_action', 0.0):.2f}",
                     tok_s=f"{row['tokens_per_second']:.0f}",
                 )
-        tier = str(executor.tier)
+        walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
     _write_card(
         run,
         settings,
@@ -96,7 +90,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         mark,
         status="finished",
         device=device_name(device),
-        executor={"tier": tier},
+        executor=walls,
         decoder=getattr(agent, "decoder_name", None),
         fast_matmul=fast_matmul,
         seconds_since_last_start=round(time.time() - started, 1),

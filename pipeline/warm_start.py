@@ -17,12 +17,12 @@ from etpo_core.errors import UserError, one_line_errors, unknown
 from etpo_core.language_model import check_files, load_model, save_model, write_card
 from etpo_core.paths import MODELS, TABLES
 from etpo_core.provenance import write_json
-from etpo_core.sandbox import Limits, SandboxPool
 from etpo_core.settings import read_params
 from etpo_core.tasks import TASKS, load_task
 from etpo_core.warm_start.corpus import Corpus, good_bodies
 from etpo_core.warm_start.report import measure
 from etpo_core.warm_start.sft import WarmStartSettings, answer_ids, train
+from pipeline.executor import open_executor
 
 
 def warm_start(name: str) -> dict:
@@ -73,8 +73,7 @@ def warm_start(name: str) -> dict:
 
 
 def _measure(model, tokenizer, card: dict, tasks: list, sandbox: dict, samples: int, seed: int) -> dict:
-    limits = Limits(cpu_s=sandbox["cpu_seconds"], wall_s=sandbox["wall_seconds"], memory_mb=sandbox["memory_mb"])
-    with SandboxPool(sandbox["workers"], limits, sandbox["allow_unsafe"]) as executor:
+    with open_executor(sandbox) as executor:
         dtype = getattr(torch, card["dtype"])
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
 
