@@ -1,8 +1,9 @@
-"""What one execution costs: a warm pool against a cold interpreter for each program.
+"""What an execution costs: a warm pool against a cold interpreter for each program, and two workers against one.
 
-Both score the same programs - standardised logistic regression, naive Bayes, one that fails - on the same five splits
-of a 576 x 8 table. "cpu_ms" is the CPU time of all processes involved, the figure that other load on the machine
-disturbs least; "wall_ms" is what a single caller waits. Prints a table; `--csv FILE` also saves it.
+Both score the same programs on the same splits of a 576 x 8 table; one split is one execution, five are a reward of
+the paper (a cold interpreter then imports once and fits five times). "cpu_ms" is the CPU time of all processes
+involved, the figure that other load on the machine disturbs least; "wall_ms" is what a single caller waits. Prints
+tables; `--csv FILE` also saves them.
 
     python -m benchmarks.executor --repeats 20 --csv executor.csv
 """
@@ -21,27 +22,32 @@ from sklearn.datasets import make_classification
 from etpo_core.errors import one_line_errors
 from etpo_core.sandbox import SandboxPool
 
-ROWS, FEATURES, SPLITS = 576, 8, range(5)
+ROWS, FEATURES = 576, 8
 HEAD = "def build_model(x_train, y_train):\n"
+LOGISTIC = "scaler + logistic regression"
 PROGRAMS = {
-    "scaler + logistic regression": "from sklearn.pipeline import make_pipeline\n"
+    "does nothing": "import numpy as np\nclass Model:\n    classes_ = np.array([0, 1])\n"
+    "    def predict_proba(self, x):\n        return np.tile([0.5, 0.5], (len(x), 1))\n"
+    + HEAD
+    + "    return Model()\n",
+    LOGISTIC: "from sklearn.pipeline import make_pipeline\n"
     "from sklearn.preprocessing import StandardScaler\n"
     "from sklearn.linear_model import LogisticRegression\n" + HEAD + "    "
     "return make_pipeline(StandardScaler(), LogisticRegression()).fit(x_train, y_train)\n",
-    "naive Bayes": "from sklearn.naive_bayes import GaussianNB\n"
+    "random forest": "from sklearn.ensemble import RandomForestClassifier\n"
     + HEAD
-    + "    return GaussianNB().fit(x_train, y_train)\n",
-    "fails": HEAD + "    return X\n",
+    + "    return RandomForestClassifier(random_state=0).fit(x_train, y_train)\n",
 }
 COLD = """
 import sys
+import numpy as np
 from sklearn.datasets import make_classification
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 x, y = make_classification({rows}, {features}, random_state=0)
 {program}
 scores = []
-for seed in {splits}:
+for seed in range({splits}):
     a, b, c, d = train_test_split(x, y, test_size=0.5, random_state=seed)
     scores.append(roc_auc_score(d, build_model(a, c).predict_proba(b)[:, 1]))
 print(sum(scores) / len(scores))
@@ -63,29 +69,53 @@ def processes_cpu_s(pool: SandboxPool) -> float:
     return total
 
 
-def warm(pool: SandboxPool, program: str, repeats: int) -> tuple[list[float], float, float | None]:
-    """Wall times [s], CPU time an execution [s] and the score of a program on a warm pool."""
+def warm(pool: SandboxPool, program: str, splits: int, repeats: int) -> tuple[list[float], float]:
+    """Wall times [s] and CPU time [s] of one reward of a program on a warm pool."""
     x, y = make_classification(ROWS, FEATURES, random_state=0)
-    pool.score(program, x, y, SPLITS)
+    pool.score(program, x, y, range(splits))
     before, walls = processes_cpu_s(pool), []
     for number in range(repeats):
         started = time.perf_counter()
-        outcome = pool.score(
-            f"{program}# {number}", x, y, SPLITS
-        )  # a new text each time, so nothing is cached
+        pool.score(f"{program}# {number}", x, y, range(splits))  # a new text each time, so nothing is remembered
         walls.append(time.perf_counter() - started)
-    return walls, (processes_cpu_s(pool) - before) / repeats, outcome.score
+    return walls, (processes_cpu_s(pool) - before) / repeats
 
 
-def cold(program: str, repeats: int) -> tuple[list[float], float]:
-    """Wall times [s] and CPU time an execution [s] of a program in an interpreter of its own."""
-    script = COLD.format(rows=ROWS, features=FEATURES, splits=SPLITS, program=program)
+def cold(program: str, splits: int, repeats: int) -> tuple[list[float], float]:
+    """Wall times [s] and CPU time [s] of one reward of a program in an interpreter of its own."""
+    script = COLD.format(rows=ROWS, features=FEATURES, splits=splits, program=program)
     before, walls = cpu_s(resource.RUSAGE_CHILDREN), []
     for _ in range(repeats):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
         walls.append(time.perf_counter() - started)
     return walls, (cpu_s(resource.RUSAGE_CHILDREN) - before) / repeats
+
+
+def programs_per_second(workers: int, count: int) -> float:
+    """Executions a second of scaler + logistic regression, one split each."""
+    x, y = make_classification(ROWS, FEATURES, random_state=0)
+    with SandboxPool(workers) as pool:
+        pool.score_many([f"{PROGRAMS[LOGISTIC]}# {n}" for n in range(-workers, 0)], x, y, [0])
+        started = time.perf_counter()
+        pool.score_many([f"{PROGRAMS[LOGISTIC]}# {n}" for n in range(count)], x, y, [0])
+        return count / (time.perf_counter() - started)
+
+
+def show(rows: list[dict]) -> None:
+    """Prints a table."""
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    for line in ({key: key for key in rows[0]}, *rows):
+        print("  ".join(str(line[key]).ljust(width) for key, width in widths.items()).rstrip())
+    print()
+
+
+def save(rows: list[dict], file: Path) -> None:
+    """Writes a table as CSV."""
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
@@ -93,39 +123,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20, help="warm executions of each program")
     parser.add_argument("--cold-repeats", type=int, default=3, help="cold executions of each program")
-    parser.add_argument("--csv", type=Path, help="file to save the table to")
+    parser.add_argument("--csv", type=Path, help="file to save the costs to")
     arguments = parser.parse_args()
     rows = []
-
-    def row(name: str, how: str, walls: list[float], cpu: float, score: float | None) -> None:
-        rows.append(
-            {
-                "program": name,
-                "how": how,
-                "executions": len(walls),
-                "wall_ms_min": round(min(walls) * 1000, 1),
-                "wall_ms_median": round(statistics.median(walls) * 1000, 1),
-                "cpu_ms": round(cpu * 1000, 1),
-                "score": "" if score is None else score,
-            }
-        )
-
     with one_line_errors():
         started = time.perf_counter()
         with SandboxPool(1) as pool:
             print(f"tier {pool.tier}; a worker is ready after {time.perf_counter() - started:.2f} s\n")
             for name, program in PROGRAMS.items():
-                row(name, "warm pool", *warm(pool, program, arguments.repeats))
-        for name, program in PROGRAMS.items():
-            row(name, "cold python -c", *cold(program, arguments.cold_repeats), None)
-        widths = {key: max(len(key), *(len(str(r[key])) for r in rows)) for key in rows[0]}
-        for line in ({key: key for key in rows[0]}, *rows):
-            print("  ".join(str(line[key]).ljust(width) for key, width in widths.items()).rstrip())
+                for splits in (1, 5):
+                    colds, cold_cpu = cold(program, splits, arguments.cold_repeats)
+                    walls, cpu = warm(pool, program, splits, arguments.repeats)
+                    rows.append(
+                        {
+                            "program": name,
+                            "splits": splits,
+                            "tier": str(pool.tier),
+                            "warm_wall_ms_median": round(statistics.median(walls) * 1000, 1),
+                            "warm_cpu_ms": round(cpu * 1000, 1),
+                            "cold_wall_ms_median": round(statistics.median(colds) * 1000, 1),
+                            "cold_cpu_ms": round(cold_cpu * 1000, 1),
+                            "cpu_ratio": round(cold_cpu / cpu, 1),
+                        }
+                    )
+        show(rows)
+        count = 10 * arguments.repeats
+        rates = {1: [], 2: []}
+        for _ in range(3):
+            for workers in rates:
+                rates[workers].append(programs_per_second(workers, count))
+        rate = {workers: statistics.median(found) for workers, found in rates.items()}
+        show([{"workers": n, "programs_per_s": round(r, 1), "ratio": round(r / rate[1], 2)} for n, r in rate.items()])
         if arguments.csv:
-            with arguments.csv.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            save(rows, arguments.csv)
 
 
 if __name__ == "__main__":
