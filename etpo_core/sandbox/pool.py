@@ -352,7 +352,7 @@ class SandboxPool:
             if job.abandoned or self._closed:
                 raise _Abandoned
             worker = self._workers[index]
-            if worker.alive:
+            if worker.whole:
                 job.worker = worker
                 return worker
         worker.close()

@@ -143,7 +143,13 @@ class Walls:
 
 
 class Worker:
-    """A zygote, started at once; `wait_tried` and `wait_ready` come before the first `run`."""
+    """A zygote, started at once; `wait_tried` and `wait_ready` come before the first `run`.
+
+    Attributes:
+        pid: process id of the zygote as the host sees it, once it is ready.
+        ready: whether its libraries are loaded.
+        alive: False once it was ended from here.
+    """
 
     def __init__(self, walls: Walls) -> None:
         """Starts the process without waiting for it."""
@@ -169,17 +175,14 @@ class Worker:
         except OSError:
             self._control.close()
             raise
+        self.pid = self._process.pid
         self.ready = False
         self.alive = True
 
     @property
-    def pid(self) -> int:
-        """Process id of the zygote as the host sees it."""
-        started = self._process.pid
-        if not self._walls.bubblewrap:
-            return started
-        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
-        return int(children[0]) if children else started
+    def whole(self) -> bool:
+        """Whether it may be used: nobody ended it, and what was started still runs."""
+        return self.alive and self._process.poll() is None
 
     def wait_tried(self) -> tuple[int, int]:
         """Has the layers tried; returns those that were seen to refuse what they must, and Landlock's ABI.
@@ -212,7 +215,16 @@ class Worker:
         if kind != wire.READY or threads != 1:
             self.close()
             raise ZygoteLost(f"the executor's worker started {threads} threads, expected 1")
+        self.pid = self._find_pid()
         self.ready = True
+
+    def _find_pid(self) -> int:
+        """Process id of the zygote as the host sees it: of what was started, or of bubblewrap's child."""
+        started = self._process.pid
+        if not self._walls.bubblewrap:
+            return started
+        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
+        return int(children[0]) if children else started
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
