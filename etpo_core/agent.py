@@ -8,8 +8,9 @@ loss: text is decoded for the executor and never tokenised again.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from . import llama
-from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample
+from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample, shared_length
 from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
 
@@ -77,17 +78,6 @@ class Sequences:
         return padded[torch.arange(padded.shape[1], device=padded.device) < self.lengths[:, None]]
 
 
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; at least the last token of each prompt is left out.
-
-    (The state behind a prompt's last token is the one that the first action token is drawn from.)
-    """
-    # What the first and the last in order share is shared by all between them.
-    first, last = min(prompts), max(prompts)
-    limit = min(map(len, prompts)) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
-
-
 class Agent:
     """A causal language model with adapters for each trained role.
 
@@ -134,6 +124,10 @@ class Agent:
         self._causal = causal
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
         self._decoder: Decoder | None = None
+        # A state is asked for when it is reached, when it is acted in and when its transition is kept.
+        self._encode = lru_cache(maxsize=256)(
+            lambda prompt: tuple(encode_prompt(self.tokenizer, prompt, self.card["format"]))
+        )
 
     # Roles -----------------------------------------------------------------------------------------------------
 
@@ -217,16 +211,18 @@ class Agent:
     # Acting ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a state."""
-        return tuple(encode_prompt(self.tokenizer, prompt, self.card["format"]))
+        """Token ids of a state; those of the last states asked for are remembered."""
+        return self._encode(prompt)
 
     def refresh(self) -> None:
         """Hands the policy's current weights to the decoder; call it after every update."""
-        if self._decoder is None:
-            fits = llama.fits(self.model)
-            self._decoder = LlamaDecoder(self.model, self.compute_dtype) if fits else TransformersDecoder(self.model)
-        if self.trainable and isinstance(self._decoder, LlamaDecoder):
-            self._decoder.load("policy")
+        adapter = "policy" if self.trainable else None
+        if isinstance(self._decoder, LlamaDecoder):
+            self._decoder.load(adapter)
+        elif llama.fits(self.model):
+            self._decoder = LlamaDecoder(self.model, self.compute_dtype, adapter)
+        else:
+            self._decoder = TransformersDecoder(self.model)
 
     @property
     def decoder_name(self) -> str:
@@ -246,16 +242,11 @@ class Agent:
         if self._decoder is None:
             self.refresh()
         end = self.card["eos_token_id"]
-        with self._role("policy"):
-            sampled = sample(
-                self._decoder,
-                [self.encode(p) for p in prompts],
-                end,
-                max_new_tokens,
-                generator,
-                temperature,
-                top_k,
-            )
+        ids = [self.encode(p) for p in prompts]
+        # The bare decoder has the policy's weights already; transformers computes with the adapter that is switched on.
+        own = isinstance(self._decoder, LlamaDecoder)
+        with nullcontext() if own else self._role("policy"):
+            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k)
         return [
             Action(decode_action(self.tokenizer, s.tokens, end), len(s.tokens), s.tokens, s.log_probs, s.finished)
             for s in sampled

@@ -7,7 +7,7 @@ sequences of a batch begin with is read once. What attention sees is the caller'
 `Body.hidden` a batch with a shared prefix. The residual stream and the norms are float32 throughout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -79,8 +79,8 @@ def _products(layer: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 @torch.no_grad()
-def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> list[Layer]:
-    """A copy of the weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base)."""
+def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> Iterator[Layer]:
+    """Copies of the weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base)."""
 
     def merged(linear: nn.Module) -> Tensor:
         base = getattr(linear, "base_layer", linear).weight
@@ -88,14 +88,12 @@ def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> 
             base = base.float() + linear.get_delta_weight(adapter).float()
         return base.to(dtype)
 
-    return [
-        Layer(
+    for layer in causal_model(model).model.layers:
+        yield Layer(
             norm_1=layer.input_layernorm.weight.float(),
             norm_2=layer.post_attention_layernorm.weight.float(),
             **{name: torch.cat([merged(linear) for linear in linears]) for name, linears in _products(layer).items()},
         )
-        for layer in causal_model(model).model.layers
-    ]
 
 
 def low_rank(layer: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, LowRank]:
@@ -217,7 +215,7 @@ class Body:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
-        self.layers = layers(model, dtype)
+        self.layers = list(layers(model, dtype))
 
     def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None) -> Tensor:
         """Last hidden states of sequences that begin alike.

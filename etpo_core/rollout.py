@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import distributed
 from .environment import Step, TextEnvironments
 from .prompts import Action
 
@@ -56,14 +57,22 @@ def collect(
         top_k: sample among the k likeliest tokens, 0 = all.
 
     Returns:
-        The transitions, and each step with its action, both ordered by time and then by environment.
+        The transitions, and each step with its action, both ordered by time and then by environment; where several
+        processes share the work, those of all of them.
     """
     transitions, records = [], []
     for _ in range(steps):
         prompts = environments.prompts
-        actions = agent.act(
-            prompts, max_new_tokens=max_new_tokens, generator=generator, temperature=temperature, top_k=top_k
+        written = agent.act(
+            distributed.own(prompts),
+            max_new_tokens=max_new_tokens,
+            generator=generator,
+            temperature=temperature,
+            top_k=top_k,
         )
+        # Every step of sampling asks for numbers once, up to the end of the longest action.
+        distributed.align(generator, max(a.token_count for a in written))
+        actions = distributed.merge(written)
         taken = environments.step([a.body for a in actions])
         for prompt, action, step in zip(prompts, actions, taken, strict=True):
             transitions.append(

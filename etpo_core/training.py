@@ -4,6 +4,7 @@
 yields them, so that progress bars and plots live with the caller. After each update a checkpoint holds everything
 that decides what comes next - adapters, optimisers, generator states, episodes, the length of each file - and a run
 that was killed goes on as if it had not been: rows written after the last checkpoint are cut off and made again.
+Several processes can share a run (`distributed`): all call `train` and get the same rows, the first one writes.
 """
 
 import csv
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import paths
+from . import distributed, paths
 from .environment import Step, TextEnvironments
 from .prompts import Action, program
 from .provenance import write_tensors
@@ -163,10 +164,12 @@ def train(
         files of the run but its card are complete.
     """
     training, environment = settings.training, settings.environment
+    distributed.check_share(training.environments)
+    first = distributed.rank() == 0
     generator = torch.Generator().manual_seed(run.seed)
     environments = TextEnvironments(
         task,
-        executor,
+        distributed.SharedExecutor(executor),
         count=training.environments,
         split_seeds=environment.split_seeds,
         max_steps=environment.max_steps if method.reflect else 1,
@@ -175,7 +178,7 @@ def train(
     )
     method.start(agent, training)
     kept = training.samples_per_update
-    state = _read_checkpoint(run.folder, mark)
+    state = distributed.from_first(lambda: _read_checkpoint(run.folder, mark))
     update, steps, best = 0, 0, None
     if state is not None:
         update, steps, best = state["update"], state["steps"], state["best"]
@@ -184,7 +187,7 @@ def train(
         if method.trains:
             agent.set_state(state["agent"])
         method.set_state(state["method"])
-    files = RunFiles(run.folder, None if state is None else state["lengths"])
+    files = RunFiles(run.folder, None if state is None else state["lengths"]) if first else None
     try:
         while steps < training.env_steps:
             started = time.perf_counter()
@@ -201,7 +204,9 @@ def train(
             )
             # Environments step together; what lies beyond the budget is neither learnt from nor reported.
             transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
-            learnt = method.update(transitions)
+            # Of a last batch with fewer transitions than processes, some would have none to learn from.
+            with distributed.everyone_alone(when=len(transitions) < distributed.size()):
+                learnt = method.update(transitions)
             if method.trains:
                 agent.refresh()
             seconds = time.perf_counter() - started
@@ -210,27 +215,31 @@ def train(
             steps += len(records)
             row = {"update": update, "steps": steps, **_summary(rows), **learnt, "seconds": seconds}
             row["tokens_per_second"] = row["tokens"] / seconds
-            files.write(rows, row, [_sample(r, *record) for r, record in zip(rows, records, strict=True)][:kept])
             update += 1
-            checkpoint = run.folder / "checkpoint" / STATE
-            checkpoint.parent.mkdir(exist_ok=True)
-            write_tensors(
-                checkpoint,
-                {
-                    "fingerprint": mark,
-                    "update": update,
-                    "steps": steps,
-                    "best": best,
-                    "generator": generator.get_state(),
-                    "environments": environments.get_state(),
-                    "agent": agent.get_state() if method.trains else None,
-                    "method": method.get_state(),
-                    "lengths": files.lengths(),
-                },
-            )
+            if first:
+                files.write(rows, row, [_sample(r, *record) for r, record in zip(rows, records, strict=True)][:kept])
+                checkpoint = run.folder / "checkpoint" / STATE
+                checkpoint.parent.mkdir(exist_ok=True)
+                write_tensors(
+                    checkpoint,
+                    {
+                        "fingerprint": mark,
+                        "update": update,
+                        "steps": steps,
+                        "best": best,
+                        "generator": generator.get_state(),
+                        "environments": environments.get_state(),
+                        "agent": agent.get_state() if method.trains else None,
+                        "method": method.get_state(),
+                        "lengths": files.lengths(),
+                    },
+                )
             yield {**row, "best_reward": best["reward"] if best else environment.failure_reward}
     finally:
-        files.close()
+        if first:
+            files.close()
+    if not first:
+        return
     (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
@@ -288,7 +297,7 @@ def _read_checkpoint(folder: Path, mark: str) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, weights_only=False)  # our own file, never from elsewhere
+        state = torch.load(path, map_location="cpu", weights_only=False)  # our own file, never from elsewhere
     except Exception:
         return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
     return state if state["fingerprint"] == mark else None

@@ -2,6 +2,7 @@
 
 `python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0` writes
 results/laptop/etpo/diabetes/seed0/. Interrupt it and start it again: it goes on after the last whole update.
+`torchrun --nproc-per-node 2 -m pipeline.train ...` lets two processes share the run's work (`etpo_core.distributed`).
 """
 
 import argparse
@@ -11,10 +12,11 @@ import time
 import torch
 from tqdm import tqdm
 
+from etpo_core import distributed
 from etpo_core.agent import Agent
 from etpo_core.errors import one_line_errors, unknown
 from etpo_core.language_model import load_model, read_card
-from etpo_core.machine import use_fast_matmul
+from etpo_core.machine import choose
 from etpo_core.methods import build_method
 from etpo_core.provenance import commit, device_name, versions, write_json
 from etpo_core.settings import Settings, load_settings
@@ -32,7 +34,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()
-    with one_line_errors():
+    with one_line_errors(), distributed.joined():
         settings = load_settings(arguments.scale)
         if arguments.task not in TASKS:
             raise unknown("task", arguments.task, TASKS)
@@ -43,8 +45,9 @@ def main() -> None:
 
 def run_stage(run: Run, settings: Settings) -> None:
     """Does the run, or says why it is not needed or not possible, and writes its card."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, first = distributed.device(), distributed.rank() == 0
     method = build_method(run.method, settings.methods[run.method])
+    distributed.check_share(settings.training.environments)
     task = load_task(run.task)
     chat = getattr(method, "model", None)
     if chat is None:
@@ -52,14 +55,19 @@ def run_stage(run: Run, settings: Settings) -> None:
     else:
         model_card = {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
     mark = fingerprint(run_parameters(run, settings), model_card, task)
-    if settings.runs.keep_finished and _finished(run, mark):
-        print(f"{run.folder}: finished before with the same settings, kept")
+    if settings.runs.keep_finished and distributed.from_first(lambda: _finished(run, mark)):
+        if first:
+            print(f"{run.folder}: finished before with the same settings, kept")
         return
-    (run.folder / "run_card.json").unlink(missing_ok=True)
+    if first:
+        (run.folder / "run_card.json").unlink(missing_ok=True)
+    chosen = None
     if chat is not None:
         from etpo_core.chat import ChatAgent  # needs the openai client, which the other methods do not
 
         agent = ChatAgent.from_environment(chat)
+        if agent is None and not first:
+            return
         if agent is None:
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
@@ -67,11 +75,13 @@ def run_stage(run: Run, settings: Settings) -> None:
             print(f"{run.folder}: not run, {NO_KEY}")
             return
     else:
-        agent = load_agent(run, settings, device, method.trains)
-    fast_matmul = device.type == "cpu" and use_fast_matmul()
+        chosen = choose(settings.training.precision) if device.type == "cpu" else None
+        precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
+        agent = load_agent(run, settings, device, method.trains, precision)
     started = time.time()
     with open_executor(settings.sandbox) as executor:
-        with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task} {run.seed}") as bar:
+        title = f"{run.method} {run.task} {run.seed}"
+        with tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first) as bar:
             for row in train(run, agent, method, task, executor, settings, mark):
                 bar.n = row["steps"]
                 bar.set_postfix(
@@ -82,6 +92,8 @@ def run_stage(run: Run, settings: Settings) -> None:
                     tok_s=f"{row['tokens_per_second']:.0f}",
                 )
         walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
+    if not first:
+        return
     _write_card(
         run,
         settings,
@@ -90,15 +102,19 @@ def run_stage(run: Run, settings: Settings) -> None:
         mark,
         status="finished",
         device=device_name(device),
+        processes=distributed.size(),
         executor=walls,
         decoder=getattr(agent, "decoder_name", None),
-        fast_matmul=fast_matmul,
+        machine=chosen and chosen.plain(),
         seconds_since_last_start=round(time.time() - started, 1),
     )
 
 
-def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool) -> Agent:
-    """The scale's language model with fresh adapters, or without any for a method that does not train."""
+def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:
+    """The scale's language model with fresh adapters, or without any for a method that does not train.
+
+    Its products are taken in `precision`, by default that of the settings.
+    """
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model, tokenizer, card = load_model(settings.model, dtype, device)
     training = settings.training
@@ -109,7 +125,7 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool)
         rank=training.lora_rank if trains else None,
         alpha=training.lora_alpha,
         seed=run.seed,
-        precision=training.precision,
+        precision=precision or training.precision,
     )
 
 

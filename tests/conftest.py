@@ -1,12 +1,12 @@
 """What several tests share: a tiny language model of a few thousand parameters and a task, both made in memory."""
 
-import hashlib
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from stub_executor import StubExecutor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
 torch.set_num_threads(1)
@@ -51,29 +51,6 @@ def toy_task():
     x = np.column_stack([y + 0.1 * rng.standard_normal(40), rng.standard_normal((40, 2))])
     spec = replace(TASKS["diabetes"], description="Toy")
     return Task(spec, x, y.astype(np.int64), ("a", "b", "c"), "test", None, "0" * 64)
-
-
-class StubExecutor:
-    """Scores a program by its text alone: those with an even hash run."""
-
-    tier = "test"
-
-    def __init__(self):
-        self.seen = []
-
-    def score_many(self, sources, x, y, split_seeds, seed=0):
-        from etpo_core.sandbox import Outcome, Status
-
-        self.seen += sources
-        outcomes = []
-        for source in sources:
-            number = hashlib.sha256(source.encode()).digest()[0]
-            if number % 2:
-                failed = Status.SNIPPET_ERROR
-                outcomes.append(Outcome(failed, error_type="NameError", message="name 'z' is not defined", line=5))
-            else:
-                outcomes.append(Outcome(Status.OK, score=number / 256, scores=(number / 256,)))
-        return outcomes
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from etpo_core import agent as agent_module
 from etpo_core.agent import ADAPTERS, Sequences, shared_length
+from etpo_core.decoder import LlamaDecoder
 from etpo_core.prompts import task_prompt
 
 PROMPTS, ACTIONS = [(1, 2, 3), (4, 5, 6, 7, 8)], [(9, 10, 11, 12), (13,)]
@@ -107,6 +109,22 @@ def test_act_returns_the_sampled_ids_and_their_text(make_agent):
     assert isinstance(action.body, str)
     again, *_ = agent.act([prompt] * 2, max_new_tokens=8, generator=torch.Generator().manual_seed(0))
     assert again == action
+
+
+def test_acting_switches_no_adapter_and_tokenises_a_state_once(make_agent, monkeypatch):
+    agent = make_agent()
+    seen, loads = [], []
+    encode, load = agent_module.encode_prompt, LlamaDecoder.load
+    monkeypatch.setattr(agent_module, "encode_prompt", lambda t, p, f: seen.append(p) or encode(t, p, f))
+    monkeypatch.setattr(LlamaDecoder, "load", lambda self, adapter: loads.append(adapter) or load(self, adapter))
+    monkeypatch.setattr(agent.model, "set_adapter", lambda name: pytest.fail("the decoder has its own weights"))
+    prompt, other = task_prompt("Toy", 3, 20), task_prompt("Other", 3, 20)
+    agent.act([prompt, other, prompt], max_new_tokens=2, generator=torch.Generator().manual_seed(0))
+    agent.encode(prompt)
+    assert seen == [prompt, other]
+    assert loads == ["policy"]
+    agent.refresh()
+    assert loads == ["policy"] * 2
 
 
 def test_state_round_trip(make_agent, sequences):

@@ -29,7 +29,11 @@ class Method(Protocol):
         """Takes the agent whose adapters will be trained, and the `training` section of the settings."""
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
-        """Learns from one batch and returns what is to be logged."""
+        """Learns from one batch and returns what is to be logged.
+
+        Several processes are all given the whole batch, and each passes its `distributed.own` transitions through the
+        networks. Sums are over the whole batch, so that what all log and learn is the same.
+        """
 
     def get_state(self) -> dict:
         """State of the optimisers, for a checkpoint."""

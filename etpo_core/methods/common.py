@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..agent import Agent, Sequences, shared_length
 from ..bellman import kl_divergence
 from ..head import streamed
@@ -76,8 +77,9 @@ def critic_optimiser(agent: Agent, critic_lr: float, value_lr: float) -> torch.o
 
 
 def optimiser_step(optimiser: torch.optim.Optimizer, grad_norm: float) -> float:
-    """Clips the gradient to `grad_norm`, steps, clears the gradient; returns the norm before clipping."""
+    """Clips the gradient, of all processes, to `grad_norm`, steps, clears it; returns the norm before clipping."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    distributed.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, grad_norm)
     optimiser.step()
     optimiser.zero_grad()

@@ -10,6 +10,7 @@ that much over beta. Only sampled tokens are regressed, so `advantage_prior` hol
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..agent import Agent, Sequences
 from ..bellman import lambda_targets, overlap_q
 from ..decoder import next_token_distribution
@@ -75,9 +76,10 @@ class ETPO:
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this batch
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
-        acted = {t.prompt for t in transitions}
-        self._next_soft_value([t for t in transitions if t.next_prompt not in acted], soft_value)
-        for group in micro_batches(transitions, self.tokens_at_once):
+        own = distributed.own(transitions)
+        acted = {t.prompt for t in own}
+        self._next_soft_value([t for t in own if t.next_prompt not in acted], soft_value)
+        for group in micro_batches(own, self.tokens_at_once):
             next_soft_value = self._next_soft_value(group, soft_value)
             batch = pack(agent, group)
             reference = agent.hidden("reference", batch)
@@ -109,6 +111,7 @@ class ETPO:
         optimiser_step(self.policy_optimiser, self.grad_norm)
         optimiser_step(self.critic_optimiser, self.grad_norm)
         agent.track(("critic", "target_critic"), self.tau)
+        sums = distributed.total(sums)
         return {
             "policy_loss": sums["policy_loss"] / total,
             "critic_loss": sums["critic_loss"] / total,

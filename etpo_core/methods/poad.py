@@ -8,6 +8,7 @@ ratio. Each token pays -beta log pi/rho of itself, whose mean is the KL at its p
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..agent import Agent, Sequences
 from ..bellman import lambda_targets
 from ..losses import critic_loss, ppo_clipped_loss
@@ -58,7 +59,7 @@ class POAD:
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
-        agent, groups = self.agent, list(micro_batches(transitions, self.tokens_at_once))
+        agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         batches, total = [pack(agent, group) for group in groups], sum(len(t.action) for t in transitions)
         values, old_log_probs, penalties, kl = [], [], [], 0.0
         for batch in batches:
@@ -68,11 +69,10 @@ class POAD:
             penalties.append(self.beta * (old_log_probs[-1] - token_log_prob(agent, batch, reference)))
             kl += float(next_token_kl(agent, policy, reference).sum())
         next_values = self._next_values(groups, batches, values)
-        returns = [
-            self._returns(*row) for row in zip(groups, batches, values, penalties, next_values, strict=True)
-        ]
+        returns = [self._returns(*row) for row in zip(groups, batches, values, penalties, next_values, strict=True)]
         advantage = torch.cat(returns) - torch.cat(values)
-        scaled = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        everyones = distributed.concatenated(advantage)
+        scaled = (advantage - everyones.mean()) / (everyones.std(correction=0) + 1e-8)
         advantages = scaled.split([len(v) for v in values])
         sums = {"policy_loss": 0.0, "critic_loss": 0.0}
         for _ in range(self.epochs):
@@ -85,11 +85,12 @@ class POAD:
                 sums["critic_loss"] += float(error.detach().sum())
             optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
+        sums = distributed.total({**sums, "kl": kl})
         return {
             "policy_loss": sums["policy_loss"] / (total * self.epochs),
             "critic_loss": sums["critic_loss"] / (total * self.epochs),
-            "kl_per_token": kl / total,
-            "kl_per_action": kl / len(transitions),
+            "kl_per_token": sums["kl"] / total,
+            "kl_per_action": sums["kl"] / len(transitions),
         }
 
     def _returns(

@@ -10,6 +10,7 @@ reference's hidden state at the end of the prompt.
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..agent import Agent, Sequences
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
@@ -56,7 +57,7 @@ class PPOKL:
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
-        agent, groups = self.agent, list(micro_batches(transitions, self.tokens_at_once))
+        agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         batches = [pack(agent, group) for group in groups]
         features, old_log_probs, log_ratios, kl = [], [], [], 0.0
         for batch in batches:
@@ -73,7 +74,8 @@ class PPOKL:
             reward = reward - self.beta * torch.cat(log_ratios)
             returns = reward + self.gamma * self._next_value(ordered, state)
             advantage = returns - agent.value("critic", state)
-            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+            everyones = distributed.concatenated(advantage)
+            advantage = (advantage - everyones.mean()) / (everyones.std(correction=0) + 1e-8)
         sums = {"policy_loss": 0.0, "critic_loss": 0.0}
         sizes = [len(group) for group in groups]
         for _ in range(self.epochs):
@@ -84,15 +86,16 @@ class PPOKL:
                 sums["policy_loss"] += float(losses.detach().sum())
             optimiser_step(self.policy_optimiser, self.grad_norm)
             error = (agent.value("critic", state) - returns).square()
-            error.mean().backward()
+            (error.sum() / len(transitions)).backward()
             sums["critic_loss"] += float(error.detach().sum())
             optimiser_step(self.critic_optimiser, self.grad_norm)
+        sums = distributed.total({**sums, "kl": kl})
         scale = 1.0 / (len(transitions) * self.epochs)
         return {
             "policy_loss": sums["policy_loss"] * scale,
             "critic_loss": sums["critic_loss"] * scale,
-            "kl_per_token": kl / sum(len(t.action) for t in transitions),
-            "kl_per_action": kl / len(transitions),
+            "kl_per_token": sums["kl"] / sum(len(t.action) for t in transitions),
+            "kl_per_action": sums["kl"] / len(transitions),
         }
 
     def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:

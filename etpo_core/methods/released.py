@@ -23,6 +23,7 @@ adapters, and code executed inside the trainer.
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..agent import Agent, Sequences
 from ..losses import critic_loss, policy_loss
 from ..rollout import Transition
@@ -162,7 +163,7 @@ class Released(ETPO):
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
         """See `ETPO.update`."""
-        self._kl_after = self._kl_of_following(transitions) if self.late_kl else {}
+        self._kl_after = self._kl_of_following(distributed.own(transitions)) if self.late_kl else {}
         logged = super().update(transitions)
         if self.half_weights:
             with torch.no_grad():
@@ -180,8 +181,8 @@ class Released(ETPO):
             reference, policy = self.agent.hidden("reference", batch), self.agent.hidden("policy", batch)
             parts = next_token_kl(self.agent, policy, reference).split(batch.lengths.tolist())
             kl.update((id(t), part) for t, part in zip(group, parts, strict=True))
-        # A batch is ordered by time, then by environment.
-        pairs = zip(transitions, transitions[self.environments :], strict=False)
+        # A batch is ordered by time, then by environment; each process has an equal share of these.
+        pairs = zip(transitions, transitions[self.environments // distributed.size() :], strict=False)
         return {id(t): kl[id(following)] for t, following in pairs}
 
     def _targets(

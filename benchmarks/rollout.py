@@ -1,0 +1,257 @@
+"""What a rollout costs: our decoder against transformers' generate and against the limit of the machine.
+
+Both sample from the same model - the shape of SmolLM2-135M with random weights, in bfloat16 - in turns, in the same
+run. Two workloads:
+
+* "equal": one prompt of 80 tokens for all sequences, all of which run to the length limit.
+* "mixed": prompts of four tasks and of their reflection steps, 79 to 256 tokens long; sequences end at lengths as
+  they were in a training run. Ends are forced, so that both write the same number of useful tokens; generate pads
+  what has ended until the longest sequence is written, or, in a row of its own, until the limit.
+
+The limit is the time that reading and multiplying the weights take at least. A step: the larger of weight bytes /
+memory bandwidth and arithmetic / matmul rate, output head included, for the sequences that still run; the prompts:
+arithmetic of their distinct tokens / matmul rate. Bandwidth and rate are measured in the same run, the rate on the
+largest matrix of the model (the output head) at the batch's number of rows.
+
+"tokens_s" counts the tokens computed, padding included, "useful_tokens_s" those up to each sequence's end. "cpu_s" is
+the CPU time of the process, which other load disturbs least. Prints a table; `--csv FILE` also saves it.
+
+    python -m benchmarks.rollout --csv rollout.csv
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+
+# isort: split
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from etpo_core.decoder import LlamaDecoder, _product, sample
+
+END = 2
+# Lengths of the actions of one run on the laptop scale, whose limit is 96: sixteen evenly spaced quantiles.
+LENGTHS = (31, 34, 35, 37, 40, 41, 43, 44, 46, 49, 53, 57, 60, 64, 68, 85)
+PROMPT = 80
+SMOLLM2 = dict(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=2048, rope_theta=100000.0,
+)  # fmt: skip
+SMALL = dict(
+    vocab_size=512, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
+    num_key_value_heads=2,
+)  # fmt: skip
+
+
+def build(shape: dict, device: str) -> LlamaForCausalLM:
+    """A model of that shape with random weights, in bfloat16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, tie_word_embeddings=True, eos_token_id=END, pad_token_id=END, bos_token_id=1)
+    return LlamaForCausalLM(config).eval().to(torch.bfloat16).to(device)
+
+
+def workload(name: str, batch: int, limit: int) -> tuple[list[list[int]], list[int]]:
+    """Prompts, and the number of tokens at which each sequence ends."""
+    if name == "equal":
+        return [list(range(3, 3 + PROMPT))] * batch, [limit] * batch
+    prompts = []
+    for row in range(batch):
+        # Four tasks, whose prompts begin alike; every fourth sequence is in a reflection step, no two of them alike.
+        prompt = [5, 6, 7, 8, 9, 10, 11] + [100 + row % 4] * 72
+        if row // 4 % 4 == 3:
+            prompt += [200 + row] * (51 + 42 * (row % 4))
+        prompts.append(prompt)
+    lengths = [max(1, LENGTHS[(5 * row + 7) % 16] * limit // 96) for row in range(batch)]
+    return prompts, lengths
+
+
+class ForcedEnds:
+    """A decoder whose sequences end at given lengths and not before."""
+
+    def __init__(self, decoder: LlamaDecoder, lengths: Sequence[int]):
+        self.decoder, self.lengths, self.written = decoder, torch.tensor(lengths, device=decoder.device), 0
+
+    def _forced(self, logits: Tensor) -> Tensor:
+        self.written += 1
+        logits[:, END] = torch.where(self.lengths == self.written, 1e4, float("-inf")).to(logits.dtype)
+        return logits
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """See `Decoder.prefill`."""
+        return self._forced(self.decoder.prefill(prompts))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `Decoder.step`."""
+        return self._forced(self.decoder.step(tokens))
+
+    def keep(self, rows: Tensor) -> None:
+        """See `Decoder.keep`."""
+        self.lengths = self.lengths[rows]
+        self.decoder.keep(rows)
+
+
+class ForcedEndsOfGenerate(LogitsProcessor):
+    """The same for transformers' generate."""
+
+    def __init__(self, lengths: Sequence[int], prompt: int, device: str):
+        self.lengths, self.prompt = torch.tensor(lengths, device=device), prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores [batch, vocabulary] of the next token."""
+        due = self.lengths == input_ids.shape[1] - self.prompt + 1
+        scores[:, END] = torch.where(due, 1e4, float("-inf")).to(scores.dtype)
+        return scores
+
+
+def ours(decoder: LlamaDecoder, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
+    """Samples with our decoder; returns the number of useful tokens."""
+    generator = torch.Generator().manual_seed(0)
+    actions = sample(ForcedEnds(decoder, lengths), prompts, END, limit, generator)
+    return sum(len(action.tokens) for action in actions)
+
+
+@torch.inference_mode()
+def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
+    """Samples with transformers; returns the number of useful tokens."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[END] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ends = LogitsProcessorList([ForcedEndsOfGenerate(lengths, longest, model.device)])
+    written = model.generate(
+        ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
+        logits_processor=ends,
+    )[:, longest:]  # fmt: skip
+    return int(((written == END).cumsum(1) - (written == END).long() == 0).sum())
+
+
+def fastest(function: Callable[[], object], repeats: int) -> float:
+    """The shortest time that a call takes [s]."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+class Limits:
+    """What the machine can do at best, measured."""
+
+    def __init__(self, model: LlamaForCausalLM, repeats: int, megabytes: int):
+        self.device, self.repeats, self.rates = model.device, repeats, {}
+        self.weight = model.lm_head.weight.detach()
+        self.product = _product(self.weight)
+        # The embedding is the head's matrix again (of which a step reads a few rows), so it is not counted.
+        self.parameters = model.num_parameters()
+        numbers = torch.zeros(megabytes * 250_000, device=self.device)
+        self.bandwidth = 4 * numbers.numel() / fastest(numbers.amax, 3 * repeats)
+
+    @torch.inference_mode()
+    def rate(self, rows: int) -> float:
+        """Operations a second of a product with that many rows, in the fastest layout of its weight."""
+        if rows not in self.rates:
+            x = torch.randn(rows, self.weight.shape[1], device=self.device).to(self.weight.dtype)
+            seconds = fastest(lambda: self.product(x), 5 * self.repeats)
+            self.rates[rows] = 2 * rows * self.weight.numel() / seconds
+        return self.rates[rows]
+
+    def seconds(self, prompts: list[list[int]], lengths: list[int]) -> float:
+        """The least time of a rollout."""
+        tokens = sum(map(len, set(map(tuple, prompts))))
+        total = 2 * tokens * (self.parameters - self.weight.numel()) / self.rate(512)
+        for step in range(2, max(lengths) + 1):  # the first token follows from the prompts
+            running = sum(length >= step for length in lengths)
+            bytes_read = self.parameters * self.weight.element_size()
+            operations = 2 * running * self.parameters
+            total += max(bytes_read / self.bandwidth, operations / self.rate(len(lengths)))
+        return total
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict]:
+    """Measures, prints and saves; returns the rows of the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 64], help="sequences side by side")
+    parser.add_argument("--limit", type=int, default=96, help="longest action in tokens")
+    parser.add_argument("--repeats", type=int, default=5, help="rollouts of each kind, after one to warm up")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that everything runs")
+    parser.add_argument("--csv", type=Path, help="file to save the table to")
+    chosen = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(SMALL if chosen.small else SMOLLM2, device)
+    decoder = LlamaDecoder(model, torch.bfloat16)
+    limits = Limits(model, chosen.repeats, 10 if chosen.small else 500)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{name}; torch {torch.__version__}; OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY')}; load "
+        f"{os.getloadavg()[0]:.1f}; {limits.bandwidth / 1e9:.1f} GB/s; matmul "
+        + ", ".join(f"{limits.rate(n) / 1e9:.0f} GFLOP/s at {n} rows" for n in (*chosen.batches, 512))
+        + "\n",
+        flush=True,
+    )
+
+    rows = []
+    for kind in ("equal", "mixed"):
+        for batch in chosen.batches:
+            prompts, lengths = workload(kind, batch, chosen.limit)
+            useful, steps = sum(lengths), max(lengths)
+            runs = {
+                "our decoder": lambda p=prompts, n=lengths: ours(decoder, p, n, chosen.limit),
+                "transformers generate": lambda p=prompts, n=lengths: generate(model, p, n, chosen.limit),
+            }
+            expected = dict.fromkeys(runs, useful)
+            if kind == "mixed":
+                full = [chosen.limit] * batch
+                runs["generate to the limit"] = lambda p=prompts, n=full: generate(model, p, n, chosen.limit)
+                expected["generate to the limit"] = sum(full)
+            walls, cpus = {run: [] for run in runs}, {run: [] for run in runs}
+            for number in range(chosen.repeats + 1):
+                for run, function in runs.items():
+                    started, cpu = time.perf_counter(), time.process_time()
+                    if function() != expected[run]:
+                        raise RuntimeError(f"{run} did not write the {expected[run]} tokens it was to write")
+                    if number > 0:
+                        walls[run].append(time.perf_counter() - started)
+                        cpus[run].append(time.process_time() - cpu)
+            limit = limits.seconds(prompts, lengths)
+            walls, cpus = {"limit": [limit], **walls}, {"limit": [], **cpus}
+            slowest = statistics.median(walls["transformers generate"])
+            for run, seconds in walls.items():
+                median = statistics.median(seconds)
+                length = chosen.limit if run == "generate to the limit" else steps
+                computed = batch * length if "generate" in run else useful
+                row = {
+                    "workload": kind,
+                    "batch": batch,
+                    "run": run,
+                    "seconds": f"{median:.3f}",
+                    "seconds_min": f"{min(seconds):.3f}",
+                    "cpu_s": f"{statistics.median(cpus[run]):.3f}" if cpus[run] else "",
+                    "ms_step": f"{median / length * 1000:.1f}",
+                    "tokens_s": f"{computed / median:.0f}",
+                    "useful_tokens_s": f"{useful / median:.0f}",
+                    "times_limit": f"{median / limit:.2f}",
+                    "times_faster_than_generate": f"{slowest / median:.2f}",
+                }
+                for line in (row,) if rows else ({key: key for key in row}, row):
+                    widths = (max(len(key), 21 if key == "run" else 0) for key in row)
+                    print("  ".join(str(v).ljust(w) for v, w in zip(line.values(), widths, strict=True)), flush=True)
+                rows.append(row)
+    if chosen.csv:
+        with chosen.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
