@@ -37,7 +37,7 @@ RUNS |= {"ntpo": ("ntpo", 13), "reflection": ("reflection", 13), "few": ("ppo_kl
 
 
 def start(name, folder, stop_after=None):
-    """One run of the tiny model in `folder`; yields its rows, then the weights before and after it."""
+    """One run of the tiny model in `folder`; yields its rows, then weights before and after it, programs executed."""
     method_name, budget = RUNS[name]
     settings = load_settings("smoke")
     training = {"env_steps": budget, "environments": 4, "steps_per_update": 2, "max_new_tokens": 9, "lora_rank": 4}
@@ -53,14 +53,14 @@ def start(name, folder, stop_after=None):
             for adapter in ("policy", "critic", "target_critic"):
                 for parameter in agent.parameters(adapter):
                     parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    before = weights(agent)
+    before, executor = weights(agent), StubExecutor()
     run = Run("smoke", name, "diabetes", 0)
     mark = fingerprint(run_parameters(Run("smoke", method_name, "diabetes", 0), settings), agent.card, task)
-    for count, row in enumerate(train(run, agent, method, task, StubExecutor(), settings, mark), start=1):
+    for count, row in enumerate(train(run, agent, method, task, executor, settings, mark), start=1):
         yield row
         if count == stop_after:
             return
-    yield before, weights(agent)
+    yield before, weights(agent), len(executor.seen)
 
 
 def weights(agent):
@@ -176,7 +176,9 @@ def played(tmp_path_factory, tiny_language_model):
     save_task(prepare_task("kidney-stone"), project / "data" / "tables")
     save_model(model, tokenizer, project / "models" / "tiny", {**card, "name": "tiny"}, model.dtype)
 
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT), "ETPO_ROOT": str(project)}
+    # torch's store complains when the process that holds it, here the first, leaves first; torchrun holds it itself.
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment |= {"PYTHONPATH": str(paths.ROOT), "ETPO_ROOT": str(project)}
     subprocess.run(
         [sys.executable, __file__, folder], env={**os.environ, **environment}, cwd=paths.ROOT, check=True, timeout=300
     )
@@ -206,20 +208,21 @@ def same_files(one, two):
 
 
 def of_both(folder, name):
-    """Rows without the clock, and weights, of a run in each of the two processes."""
+    """Rows without the clock, weights, and programs executed of a run in each of the two processes."""
     found = [torch.load(folder / f"{name}{rank}.pt") for rank in range(2)]
-    return [([{k: v for k, v in row.items() if "second" not in k} for row in rows], w) for *rows, (_, w) in found]
+    return [([{k: v for k, v in row.items() if "second" not in k} for row in rows], w, n) for *rows, (_, w, n) in found]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_do_what_one_does(played, monkeypatch, name):
     assert ends(played, "play") == [(0, "")] * 2
     monkeypatch.setattr(paths, "RESULTS", played / "one")
-    *_, (before, after) = start(name, played)
+    *_, (before, after, executed) = start(name, played)
     run = Path("smoke", name, "diabetes", "seed0")
     same_files(played / "one" / run, played / "two" / run)
-    (rows, first), (same_rows, second) = of_both(played, name)
+    (rows, first, executed_first), (same_rows, second, executed_second) = of_both(played, name)
     assert rows == same_rows
+    assert executed_first + executed_second == executed and abs(executed_first - executed_second) <= 1
     assert first.equal(second)  # else they would drift apart
     assert (first - after).norm() <= 1e-3 * (after - before).norm()
     assert (first - after).abs().max() < 1e-4 if len(after) else name == "reflection"
@@ -237,7 +240,7 @@ def test_a_run_that_lost_a_process_says_so_and_goes_on_as_if_it_had_not(played):
     assert killed == -signal.SIGKILL and status == 2
     assert line.startswith("error: another process of this run was lost") and "\n" not in line
     run = Path("smoke", "etpo", "diabetes", "seed0")
-    (rows, lost), (whole_rows, whole) = of_both(played, "lost")[0], of_both(played, "etpo")[0]
+    (rows, lost, _), (whole_rows, whole, _) = of_both(played, "lost")[0], of_both(played, "etpo")[0]
     assert rows == whole_rows[1:]
     assert lost.equal(whole)
     same_files(played / "two" / run, played / "lost" / run)
