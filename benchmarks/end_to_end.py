@@ -1,0 +1,148 @@
+"""What a whole run costs: seconds of an environment step, and where they go.
+
+A run of the laptop scale's settings - etpo and ppo_kl, the task diabetes, the model in `models/smollm2`, programs
+executed on five splits - for a number of environment steps, in a temporary folder. Its time is split from outside:
+"rollout" is `Agent.act`, "execution" `SandboxPool.score_many`, "update" the method's update and the hand-over of its
+weights to the decoder, "rest" prompts, files and checkpoints; "start" is what comes before the first step (the model,
+the executor). "steps_500_s" is the start and 500 times the seconds of a step, which holds as long as actions are as
+long, and run as often, as in the steps measured.
+
+"wall_s" and "cpu_s" belong to all steps measured; CPU time is that of this process and the executor's.
+
+    python -m benchmarks.end_to_end --steps 64 --csv end_to_end.csv
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+
+# isort: split
+import torch
+
+from benchmarks.executor import processes_cpu_s, save, show
+from etpo_core.errors import one_line_errors
+from etpo_core.language_model import read_card
+from etpo_core.machine import choose
+from etpo_core.methods import build_method
+from etpo_core.sandbox import SandboxPool
+from etpo_core.settings import load_settings
+from etpo_core.tasks import load_task
+from etpo_core.training import Run, train
+from pipeline.executor import open_executor
+from pipeline.train import load_agent
+
+METHODS, PARTS = ("etpo", "ppo_kl"), ("rollout", "execution", "update", "rest")
+
+
+@dataclass(frozen=True)
+class RunElsewhere(Run):
+    """A run that leaves the results alone."""
+
+    elsewhere: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self.elsewhere
+
+
+class Clock:
+    """Wall and CPU seconds by part of a run."""
+
+    def __init__(self, executor: SandboxPool):
+        self.executor, self.seconds = executor, defaultdict(lambda: [0.0, 0.0])
+
+    def now(self) -> tuple[float, float]:
+        """Wall and CPU seconds."""
+        return time.perf_counter(), processes_cpu_s(self.executor)
+
+    def timed(self, part: str, function: Callable) -> Callable:
+        """The function, its time added to a part."""
+
+        def call(*arguments, **options):
+            begin = self.now()
+            try:
+                return function(*arguments, **options)
+            finally:
+                for i, (a, b) in enumerate(zip(begin, self.now(), strict=True)):
+                    self.seconds[part][i] += b - a
+
+        return call
+
+
+def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Path) -> list[dict]:
+    """The rows of one method."""
+    started = time.perf_counter()
+    settings = load_settings(scale)
+    settings.training.env_steps = steps
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = RunElsewhere(scale, method_name, task_name, 0, folder)
+    method, task = build_method(method_name, settings.methods[method_name]), load_task(task_name)
+    precision = settings.training.precision
+    if device.type == "cpu":
+        precision = choose(precision).precision
+    agent = load_agent(run, settings, device, method.trains, precision)
+    with open_executor(settings.sandbox) as executor:
+        clock = Clock(executor)
+        agent.act = clock.timed("rollout", agent.act)
+        executor.score_many = clock.timed("execution", executor.score_many)
+        method.update, agent.refresh = (clock.timed("update", f) for f in (method.update, agent.refresh))
+        start, begin = time.perf_counter() - started, clock.now()
+        rows = list(train(run, agent, method, task, executor, settings, "benchmark"))
+        total = [b - a for a, b in zip(begin, clock.now(), strict=True)]
+        tier = str(executor.tier)
+    known = [sum(s[i] for s in clock.seconds.values()) for i in (0, 1)]
+    clock.seconds["rest"] = [a - b for a, b in zip(total, known, strict=True)]
+    done, tokens = rows[-1]["steps"], sum(row["tokens"] for row in rows)
+    runs = sum(row["share_runs"] for row in rows) / len(rows)
+    return [
+        {
+            "method": method_name,
+            "part": part,
+            "wall_s": f"{wall:.2f}",
+            "cpu_s": f"{cpu:.2f}",
+            "share": f"{wall / total[0]:.3f}",
+            "wall_s_step": f"{wall / done:.3f}",
+            "cpu_s_step": f"{cpu / done:.3f}",
+            "steps_500_s": f"{(start if part == 'total' else 0) + 500 * wall / done:.1f}",
+            "tokens_s": f"{tokens / wall:.0f}" if part in ("rollout", "update", "total") else "",
+            "start_s": f"{start:.1f}" if part == "total" else "",
+            "tokens_step": f"{tokens / done:.1f}" if part == "total" else "",
+            "share_runs": f"{runs:.3f}" if part == "total" else "",
+            "tier": tier if part in ("execution", "total") else "",
+            "decoder": agent.decoder_name if part in ("rollout", "total") else "",
+        }
+        for part, (wall, cpu) in [*((p, clock.seconds[p]) for p in PARTS), ("total", total)]
+    ]
+
+
+def main() -> None:
+    """Measures, prints and saves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=64, help="environment steps of each run")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods of the scale")
+    parser.add_argument("--task", default="diabetes", help="data set")
+    parser.add_argument("--scale", default="laptop", help="whose settings and model")
+    parser.add_argument("--csv", type=Path, help="file to save the table to")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        read_card(load_settings(arguments.scale).model)  # says how to make the model if it is missing
+        rows = []
+        for method in arguments.methods:
+            with tempfile.TemporaryDirectory() as folder:
+                rows += measure(method, arguments.scale, arguments.task, arguments.steps, Path(folder))
+        print(f"{torch.get_num_threads()} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}\n")
+        show(rows)
+        if arguments.csv:
+            save(rows, arguments.csv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,549 @@
+"""What one update costs: ETPO as the library does it, beside other ways and the limit of the machine.
+
+The load: a prompt of 67 tokens, 16 actions of 96 tokens each after it, random rewards, no state that follows; the
+model is SmolLM2-135M, or its shape with random weights where `models/smollm2` is missing. An "iteration" is the
+rollout that writes the actions and the update that learns from them. In the same run, in turns, each in a process of
+its own:
+
+* "ours": the library, with the settings of the laptop scale. Reference, policy, critic and target critic are adapters
+  of one base; the products of the body are bfloat16.
+* "whole logits": the straightforward data flow, a stand-in for the paper's released code: four full copies of the
+  model in float32, the logits over the whole vocabulary of three of them kept for every token, targets from a Python
+  loop, all weights of policy and critic trained by Lion, transformers' generate. "whole logits, fast products" is the
+  same with the faster float32 library that ours may choose, too.
+* "TRL GRPO": a step of TRL's GRPOTrainer: one trained adapter, a reference, no critic and no target; bfloat16. It needs
+  the optional extra `bench`.
+* "limit": the arithmetic that the update needs - four passes of the body over the distinct tokens, two of them with
+  gradients, and six products with the head - at the rate that this machine reaches in bfloat16 products of these
+  shapes with 1024 rows. For the rollout, `benchmarks.rollout` says what the limit is.
+
+"peak_gib" is the peak of resident memory during the iteration less what the process held before the model was made:
+weights, copies, optimisers and buffers all count. "beyond_gib" is the same less what was resident right before the
+update. On a GPU both are torch's allocated memory. "cpu_s" is the CPU time of the process, which other load on the
+machine disturbs least; times are medians, ratios medians of the ratios of a turn.
+
+Three tables: the comparison, the phases of our update, and its growth with the number of rollouts and the length of
+the actions, for a micro-batch of eight actions. `--csv FILE` saves them, the last two as FILE_phases and FILE_growth.
+
+    python -m benchmarks.update --csv update.csv
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+
+# isort: split
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks.executor import save, show
+from benchmarks.head import exponent, resident_mib
+from benchmarks.rollout import SMALL, SMOLLM2, Limits, build, fastest
+from etpo_core.agent import ADAPTERS, Agent
+from etpo_core.bellman import expected_q, kl_divergence
+from etpo_core.decoder import _product
+from etpo_core.errors import one_line_errors
+from etpo_core.language_model import CONTINUATION, load_model
+from etpo_core.losses import critic_loss, policy_loss
+from etpo_core.machine import choose, use_fast_matmul
+from etpo_core.methods import build_method, etpo, readings
+from etpo_core.methods.released import Lion
+from etpo_core.paths import MODELS
+from etpo_core.prompts import Prompt
+from etpo_core.rollout import Transition
+from etpo_core.settings import Settings, load_settings
+
+OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
+BETA, GAMMA, TAU = 0.3, 0.99, 0.995
+NO_TRL = "not measured: pip install '.[bench]'"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a process is to measure.
+
+    Attributes:
+        run: one of the names above.
+        rollouts: actions of an update.
+        length: tokens of each.
+        prompt: tokens of the prompt that all of them share.
+        micro_batch: tokens at once in our update; 0 for the laptop scale's number.
+        small: whether the model is a tiny one.
+    """
+
+    run: str
+    rollouts: int
+    length: int
+    prompt: int
+    micro_batch: int
+    small: bool
+
+
+class Meter:
+    """Wall and CPU seconds by phase, and peaks of memory."""
+
+    def __init__(self, device: str):
+        self.device, self.seconds = device, defaultdict(lambda: [0.0, 0.0])
+        self.entry = self._now()
+
+    def _now(self) -> float:
+        return torch.cuda.memory_allocated() / 2**20 if self.device == "cuda" else resident_mib("VmRSS")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of what is inside to a phase."""
+        self._wait()
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self._wait()
+        self.seconds[name][0] += time.perf_counter() - wall
+        self.seconds[name][1] += time.process_time() - cpu
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def watch(self, owner: object, name: str, phase: str | Callable[..., str]) -> None:
+        """From here on, times each call of `owner.name` as a phase, which may depend on the arguments."""
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            with self.phase(phase if isinstance(phase, str) else phase(*args, **kwargs)):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, timed)
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Forgets what was measured before, and takes the peak of what is inside."""
+        self.seconds.clear()
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
+        before = self._now()
+        yield
+        peak = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else resident_mib("VmHWM")
+        self.memory = {"peak_gib": (peak - self.entry) / 1024, "beyond_gib": (peak - before) / 1024}
+
+    def found(self) -> dict:
+        """Everything measured."""
+        return {"seconds": self.seconds, **self.memory}
+
+
+# ------------------------------------------------------------------------------------------------- what is loaded
+
+
+def language_model(small: bool, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    """The model, frozen, in evaluation mode."""
+    if not small and (MODELS / "smollm2" / "model.safetensors").exists():
+        return load_model("smollm2", dtype, device)[0]
+    return build(SMALL if small else SMOLLM2, device).to(dtype).requires_grad_(False)
+
+
+def numbers(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose text is the token ids themselves, so that a prompt has the length it is to have."""
+    tokenizer = Tokenizer(WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0", pad_token="2", eos_token="2")
+
+
+def prompt_ids(load: Load) -> list[int]:
+    """Token ids of the prompt."""
+    return list(range(3, 3 + load.prompt))
+
+
+def rewards(count: int) -> list[float]:
+    """Some rewards; what they are does not change the work."""
+    return [-1.0 if i % 3 else 0.8 for i in range(count)]
+
+
+# --------------------------------------------------------------------------------------------------------- ours
+
+
+def ours(load: Load, device: str) -> dict:
+    """The library: `Agent.act`, `ETPO.update` and `Agent.refresh`."""
+    meter = Meter(device)
+    settings = load_settings("laptop")
+    training = Settings(**vars(settings.training))
+    precision = choose(training.precision).precision if device == "cpu" else training.precision
+    training.micro_batch_tokens = load.micro_batch or training.micro_batch_tokens
+    model = language_model(load.small, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    card = {"format": CONTINUATION, "eos_token_id": -1}  # no action ends before the limit
+    agent = Agent(
+        model,
+        numbers(model.config.vocab_size),
+        card,
+        rank=training.lora_rank,
+        alpha=training.lora_alpha,
+        seed=0,
+        precision=precision,
+    )
+    method = build_method("etpo", settings.methods["etpo"])
+    method.start(agent, training)
+    prompt = Prompt(" ".join(map(str, prompt_ids(load))), "")
+    generator = torch.Generator().manual_seed(0)
+
+    def iteration(count: int, length: int) -> None:
+        with meter.phase("rollout"):
+            actions = agent.act([prompt] * count, max_new_tokens=length, generator=generator)
+        batch = [
+            Transition(agent.encode(prompt), a.tokens, a.log_probs, r, True, None)
+            for a, r in zip(actions, rewards(count), strict=True)
+        ]
+        with meter.phase("update"):
+            method.update(batch)
+        with meter.phase("refresh"):
+            agent.refresh()
+
+    iteration(2, 8)
+    meter.watch(agent, "hidden", lambda role, *_, **__: f"{role.replace('_', ' ')}: forward")
+    meter.watch(readings, "dueling_terms", "head")
+    meter.watch(torch.Tensor, "backward", "policy and critic: backward")
+    meter.watch(etpo, "optimiser_step", "optimisers")
+    with meter.iteration():
+        iteration(load.rollouts, load.length)
+    return meter.found()
+
+
+# ------------------------------------------------------------------------------------- the straightforward data flow
+
+
+class WholeLogits:
+    """Four full models; logits of three of them over the whole vocabulary, kept for every token.
+
+    Args:
+        model: float32.
+        prompt: token ids.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, prompt: list[int]):
+        self.reference, self.policy, self.critic, self.target = (copy.deepcopy(model) for _ in range(4))
+        self.prompt = torch.tensor(prompt, device=model.device)
+        self.optimisers = [Lion(net.requires_grad_(True).parameters(), 1e-6) for net in (self.policy, self.critic)]
+
+    @torch.inference_mode()
+    def act(self, count: int, length: int) -> torch.Tensor:
+        """Prompts and actions [count, prompt + length]."""
+        ids = self.prompt.expand(count, -1)
+        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
+        return self.policy.generate(ids, min_new_tokens=length, max_new_tokens=length, **options)
+
+    def logits(self, model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+        """Logits at the actions' positions [count, length, V]."""
+        length = ids.shape[1] - len(self.prompt)
+        return model(input_ids=ids, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+
+    @torch.no_grad()
+    def collect(self, ids: torch.Tensor) -> dict:
+        """The buffer of a rollout: the logits of three networks."""
+        networks = {"policy": self.policy, "reference": self.reference, "target": self.target}
+        return {name: self.logits(network, ids).float().cpu().numpy() for name, network in networks.items()}
+
+    @torch.no_grad()
+    def targets(self, buffer: dict, reward: Sequence[float]) -> torch.Tensor:
+        """One-step soft targets [count, length]."""
+        policy, reference, target = (
+            torch.from_numpy(buffer[name]).to(self.prompt.device) for name in ("policy", "reference", "target")
+        )
+        value, kl = expected_q(policy, target), kl_divergence(policy, reference)
+        count, length = value.shape
+        targets = torch.zeros_like(value)
+        for i in range(count):
+            for j in range(length):
+                last = j == length - 1
+                targets[i, j] = reward[i] if last else value[i, j + 1] - BETA * kl[i, j + 1]
+        return targets
+
+    def learn(self, ids: torch.Tensor, buffer: dict, targets: torch.Tensor) -> None:
+        """A step of both networks, and of the target critic."""
+        actions = ids[:, len(self.prompt) :]
+        q = self.logits(self.critic, ids)
+        critic_loss(q.gather(-1, actions[..., None]).squeeze(-1), targets).mean().backward()
+        reference = torch.from_numpy(buffer["reference"]).to(ids.device)
+        policy_loss(self.logits(self.policy, ids), reference, q.detach(), BETA).mean().backward()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        with torch.no_grad():
+            for new, old in zip(self.critic.parameters(), self.target.parameters(), strict=True):
+                old.lerp_(new, 1 - TAU)
+
+
+def whole_logits(load: Load, device: str) -> dict:
+    """The straightforward data flow."""
+    meter = Meter(device)
+    if load.run == WHOLE_FAST:
+        use_fast_matmul()
+    flow = WholeLogits(language_model(load.small, device, torch.float32), prompt_ids(load))
+
+    def iteration(count: int, length: int) -> None:
+        with meter.phase("rollout"):
+            ids = flow.act(count, length)
+        with meter.phase("update"):
+            buffer = flow.collect(ids.clone())
+            flow.learn(ids.clone(), buffer, flow.targets(buffer, rewards(count)))
+
+    iteration(2, 8)
+    with meter.iteration():
+        iteration(load.rollouts, load.length)
+    return meter.found()
+
+
+# ---------------------------------------------------------------------------------------------------------- TRL
+
+
+def trl_grpo(load: Load, device: str) -> dict:
+    """The second step of TRL's trainer, which generates and updates."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    meter = Meter(device)
+    use_fast_matmul()
+    model = language_model(load.small, device, torch.bfloat16)
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.open = [meter.iteration(), meter.phase("iteration")]
+            for context in self.open:
+                context.__enter__()
+
+        def on_step_end(self, *_, **__):
+            for context in reversed(self.open):
+                context.__exit__(None, None, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            use_cpu=device == "cpu",
+            bf16=True,
+            per_device_train_batch_size=load.rollouts,
+            num_generations=load.rollouts,
+            max_completion_length=load.length,
+            generation_kwargs={"min_new_tokens": load.length},
+            temperature=1.0,
+            top_k=0,
+            beta=0.04,
+            gradient_checkpointing=False,
+            max_steps=2,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        text = " ".join(map(str, prompt_ids(load)))
+        trainer = GRPOTrainer(
+            model=model,
+            args=config,
+            processing_class=numbers(model.config.vocab_size),
+            train_dataset=Dataset.from_dict({"prompt": [text] * 2 * load.rollouts}),
+            reward_funcs=lambda completions, **_: rewards(len(completions)),
+            peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[Watch()],
+        )
+        meter.watch(trainer.model, "generate", "rollout")
+        trainer.train()
+    whole, rollout = meter.seconds.pop("iteration"), meter.seconds["rollout"]
+    meter.seconds["update"] = [a - b for a, b in zip(whole, rollout, strict=True)]
+    return meter.found()
+
+
+# -------------------------------------------------------------------------------------------------------- the limit
+
+
+def limit(load: Load, device: str) -> dict:
+    """The least time of the arithmetic, at the rate of bfloat16 products of these shapes with 1024 rows."""
+    model = build(SMALL if load.small else SMOLLM2, device)
+    rank, config = load_settings("laptop").training.lora_rank, model.config
+    seconds = {"update": arithmetic(load, config, rank, lambda out, into: product_rate(out, into, device))}
+    rollout = Limits(model, 3, 10 if load.small else 500)
+    seconds["rollout"] = rollout.seconds([prompt_ids(load)] * load.rollouts, [load.length] * load.rollouts)
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    return {"seconds": {name: [s, s * threads] for name, s in seconds.items()}, "peak_gib": 0.0, "beyond_gib": 0.0}
+
+
+def arithmetic(load: Load, config, rank: int, rate: Callable[[int, int], float]) -> float:
+    """Seconds that the products of the update take at the rates (out, in) -> operations a second."""
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    keys = hidden // config.num_attention_heads * config.num_key_value_heads
+    # No state is asked for behind the last token of an action.
+    tokens = load.prompt + load.rollouts * (load.length - 1)
+    seen = load.prompt * (load.prompt + 1) / 2 + load.rollouts * sum(load.prompt + j for j in range(1, load.length))
+    forward = update = 0.0  # seconds of the frozen weights' products and of the adapters', of one pass
+    for outs, into in (([hidden, keys, keys], hidden), ([hidden], hidden), ([inner] * 2, hidden), ([hidden], inner)):
+        per_parameter = 2 * layers * tokens / rate(sum(outs), into)
+        forward += per_parameter * sum(outs) * into
+        update += per_parameter * sum(rank * (out + into) for out in outs)
+    forward += layers * 4 * seen * hidden / rate(hidden, hidden)  # attention
+    # Four passes; two of them back, to their input, and to the weights of the adapters.
+    body = 4 * forward + len(ADAPTERS) * update + 2 * (forward + 2 * update)
+    head = 6 * 2 * load.rollouts * load.length * config.vocab_size * hidden / rate(config.vocab_size, hidden)
+    return body + head
+
+
+def product_rate(out: int, into: int, device: str) -> float:
+    """Operations a second of a bfloat16 product with 1024 rows, in the faster one of two layouts of the weight."""
+    x, weight = (torch.randn(n, into, device=device).bfloat16() for n in (1024, out))
+    packed = _product(weight)
+    with torch.inference_mode():
+        seconds = min(fastest(lambda: F.linear(x, weight), 10), fastest(lambda: packed(x), 10))
+    return 2 * 1024 * out * into / seconds
+
+
+# --------------------------------------------------------------------------------------------------- the tables
+
+RUNS = {OURS: ours, WHOLE: whole_logits, WHOLE_FAST: whole_logits, TRL: trl_grpo, LIMIT: limit}
+
+
+def measure(load: Load) -> dict:
+    """What a process of its own measures."""
+    command = [sys.executable, "-m", "benchmarks.update", "--worker", json.dumps(asdict(load))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=os.getcwd())
+    if done.returncode != 0:
+        raise RuntimeError(f"{load.run}: {done.stderr}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    parts = found["seconds"]
+    parts["update"] = [sum(s) for s in zip(parts["update"], parts.pop("refresh", [0.0, 0.0]), strict=True)]
+    parts["iteration"] = [sum(s) for s in zip(parts["rollout"], parts["update"], strict=True)]
+    return found
+
+
+def comparison(runs: Sequence[str], rounds: list[dict[str, dict]]) -> list[dict]:
+    """The first table, from what each round measured by name."""
+    rows = []
+    for run in runs:
+        if run not in rounds[0]:
+            rows.append(dict.fromkeys(rows[0], "") | {"run": run, "part": NO_TRL})
+            continue
+        for part in ("rollout", "update", "iteration"):
+
+            def ratio(other: str, which: int, run: str = run, part: str = part) -> float:
+                pairs = ((r[run]["seconds"][part][which], r[other]["seconds"][part][which]) for r in rounds)
+                return round(statistics.median(a / b for a, b in pairs), 2)
+
+            def median(key: str, run: str = run) -> float:
+                return round(statistics.median(r[run][key] for r in rounds), 2)
+
+            wall, cpu = (statistics.median(r[run]["seconds"][part][i] for r in rounds) for i in (0, 1))
+            rows.append(
+                {
+                    "run": run,
+                    "part": part,
+                    "wall_s": f"{wall:.3g}",
+                    "cpu_s": f"{cpu:.3g}",
+                    "wall_of_ours": ratio(OURS, 0),
+                    "cpu_of_ours": ratio(OURS, 1),
+                    "wall_of_limit": ratio(LIMIT, 0),
+                    "peak_gib": median("peak_gib") if part == "iteration" and run != LIMIT else "",
+                    "beyond_gib": median("beyond_gib") if part == "iteration" and run != LIMIT else "",
+                }
+            )
+    return rows
+
+
+def phases(rounds: list[dict[str, dict]]) -> list[dict]:
+    """The second table: where our update's time goes."""
+    seconds = [r[OURS]["seconds"] for r in rounds]
+    names = [name for name in seconds[0] if name not in ("rollout", "update", "iteration")]
+    for s in seconds:
+        s["the rest"] = [s["update"][i] - sum(s[name][i] for name in names) for i in (0, 1)]
+    rows = []
+    for name in (*names, "the rest", "update"):
+        wall, cpu = (statistics.median(s[name][i] for s in seconds) for i in (0, 1))
+        share = statistics.median(s[name][1] / s["update"][1] for s in seconds)
+        rows.append({"phase": name, "wall_s": f"{wall:.3f}", "cpu_s": f"{cpu:.3f}", "share_of_cpu": f"{share:.3f}"})
+    return rows
+
+
+def growth(standard: Load, rounds: int) -> list[dict]:
+    """The third table: our update over the number of rollouts and over their length."""
+    micro_batch, rows = standard.prompt + 8 * (standard.length + 1), []
+    few, long = standard.rollouts // 2, standard.length
+    sizes = {
+        "rollouts": [(few * factor, long) for factor in (1, 2, 4)],
+        "length": [(standard.rollouts, n) for n in (long // 3, long, 2 * long)],
+    }
+    loads = {
+        pair: Load(OURS, *pair, standard.prompt, micro_batch, standard.small)
+        for pairs in sizes.values()
+        for pair in pairs
+    }
+    turns = [{pair: measure(load) for pair, load in loads.items()} for _ in range(rounds)]
+    for over, pairs in sizes.items():
+        cpu = [statistics.median(t[pair]["seconds"]["update"][1] for t in turns) for pair in pairs]
+        slope = exponent([rollouts * length for rollouts, length in pairs], cpu)
+        for (rollouts, length), second in zip(pairs, cpu, strict=True):
+            found = [t[rollouts, length] for t in turns]
+            rows.append(
+                {
+                    "over": over,
+                    "rollouts": rollouts,
+                    "length": length,
+                    "micro_batch_tokens": micro_batch,
+                    "update_wall_s": f"{statistics.median(f['seconds']['update'][0] for f in found):.2f}",
+                    "update_cpu_s": f"{second:.2f}",
+                    "cpu_ms_token": f"{second / rollouts / length * 1000:.2f}",
+                    "exponent": f"{slope:.2f}",
+                    "peak_gib": f"{statistics.median(f['peak_gib'] for f in found):.2f}",
+                    "beyond_gib": f"{statistics.median(f['beyond_gib'] for f in found):.2f}",
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measures, prints and saves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each run")
+    parser.add_argument("--growth-rounds", type=int, default=1, help="turns of each size of the growth; 0 for none")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"besides {OURS} and {LIMIT}")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see that everything runs")
+    parser.add_argument("--csv", type=Path, help="file to save the tables to")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.worker:
+        load = Load(**json.loads(arguments.worker))
+        print(json.dumps(RUNS[load.run](load, device)))
+        return
+    shape = (4, 6, 5) if arguments.small else (16, 96, 67)
+    runs = [run for run in RUNS if run in {*arguments.runs, OURS, LIMIT}]
+    have = [run for run in runs if run != TRL or importlib.util.find_spec("trl")]
+    loads = {run: Load(run, *shape, 0, arguments.small) for run in have}
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    with one_line_errors():
+        rounds = []
+        for _ in range(arguments.rounds):
+            rounds.append({run: measure(load) for run, load in loads.items()})
+            print(f"round {len(rounds)} of {arguments.rounds}; load {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"{name}; torch {torch.__version__}; {shape[0]} actions of {shape[1]} tokens, prompt {shape[2]}\n")
+        tables = {"": comparison(runs, rounds), "_phases": phases(rounds)}
+        if arguments.growth_rounds:
+            tables["_growth"] = growth(Load(OURS, *shape, 0, arguments.small), arguments.growth_rounds)
+        for suffix, rows in tables.items():
+            show(rows)
+            if arguments.csv:
+                save(rows, arguments.csv.with_stem(arguments.csv.stem + suffix))
+
+
+if __name__ == "__main__":
+    main()
