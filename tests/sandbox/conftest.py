@@ -94,7 +94,7 @@ def corpus_as_nobody(request, tmp_path_factory):
     folder.mkdir(mode=0o700)
     os.chown(folder, NOBODY, NOBODY)
     here = Path(__file__).parent
-    command = [*command_as_nobody()[0], sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [*command_as_nobody()[0], sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
     command += ["--confcutdir", str(here), "--basetemp", str(folder / "pytest"), str(here / "test_corpus.py")]
     command += ["-k", "not -B]"]  # the tier between the two that differ most
     environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "COLUMNS": "200"}

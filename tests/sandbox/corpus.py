@@ -33,7 +33,7 @@ class Case:
             shows that the attack is a real one. None: it would be unsafe to try, or has no meaning.
         control_as_root: whether the control holds for root only.
         wall_s: a shorter limit of the clock, for programs that sleep.
-        cpu_s: limit of CPU time.
+        cpu_s: limit of CPU time: short where it is what ends the program, otherwise out of a busy machine's way.
         within_s: seconds in which the outcome must be there.
         machine: the only processor type it is for.
         tiers: where it is to be run.
@@ -48,7 +48,7 @@ class Case:
     control: str | None = None
     control_as_root: bool = False
     wall_s: float | None = None
-    cpu_s: float = 1.0
+    cpu_s: float = 10.0
     within_s: float = 20.0
     machine: str | None = None
     tiers: str = "ABC"
