@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..agent import Agent, Sequences, shared_length
-from ..bellman import kl_divergence
-from ..head import streamed
+from ..head import statistics
 from ..rollout import Transition
 
 
@@ -49,20 +48,12 @@ def state_batches(
 
 def next_token_kl(agent: Agent, policy_hidden: Tensor, reference_hidden: Tensor) -> Tensor:
     """KL[pi || rho] over the whole vocabulary at each position, [N], from hidden states [N, H]; no gradient."""
-
-    def divergence(policy: Tensor, reference: Tensor) -> list[Tensor]:
-        return [kl_divergence(agent.logits(policy), agent.logits(reference))]
-
-    return streamed(divergence, policy_hidden.detach(), reference_hidden)[0]
+    return statistics(policy_hidden.detach(), agent.head_weight, reference=reference_hidden).kl
 
 
 def token_log_prob(agent: Agent, batch: Sequences, hidden: Tensor) -> Tensor:
     """log-probability [N] of the action tokens from hidden states [N, H] at their positions."""
-
-    def taken(hidden: Tensor, tokens: Tensor) -> list[Tensor]:
-        return [agent.logits(hidden).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)]
-
-    return streamed(taken, hidden, batch.tokens)[0]
+    return statistics(hidden, agent.head_weight, tokens=batch.tokens).log_prob
 
 
 def critic_optimiser(agent: Agent, critic_lr: float, value_lr: float) -> torch.optim.Optimizer:

@@ -11,10 +11,11 @@ from torch import Tensor
 from .. import distributed
 from ..agent import Agent, Sequences
 from ..bellman import lambda_targets
+from ..head import statistics
 from ..losses import critic_loss, ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import critic_optimiser, micro_batches, next_token_kl, optimiser_step, pack, state_batches, token_log_prob
+from .common import critic_optimiser, micro_batches, optimiser_step, pack, state_batches, token_log_prob
 
 
 class POAD:
@@ -65,9 +66,10 @@ class POAD:
         for batch in batches:
             reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
             values.append(agent.value("critic", agent.hidden("critic", batch)).detach())
-            old_log_probs.append(token_log_prob(agent, batch, policy).detach())
+            of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
+            old_log_probs.append(of_policy.log_prob)
             penalties.append(self.beta * (old_log_probs[-1] - token_log_prob(agent, batch, reference)))
-            kl += float(next_token_kl(agent, policy, reference).sum())
+            kl += float(of_policy.kl.sum())
         next_values = self._next_values(groups, batches, values)
         returns = [self._returns(*row) for row in zip(groups, batches, values, penalties, next_values, strict=True)]
         advantage = torch.cat(returns) - torch.cat(values)

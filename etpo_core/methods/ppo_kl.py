@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .. import distributed
 from ..agent import Agent, Sequences
+from ..head import statistics
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, optimiser_step, pack, state_batches, token_log_prob
+from .common import micro_batches, optimiser_step, pack, state_batches, token_log_prob
 
 
 class PPOKL:
@@ -64,9 +65,10 @@ class PPOKL:
             reference = agent.hidden("reference", batch)
             policy = agent.hidden("policy", batch)
             features.append(reference[batch.lengths.cumsum(0) - batch.lengths])
-            old_log_probs.append(self._action_log_prob(batch, policy).detach())
+            of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
+            old_log_probs.append(batch.to_padded(of_policy.log_prob).sum(-1))
             log_ratios.append(old_log_probs[-1] - self._action_log_prob(batch, reference))
-            kl += float(next_token_kl(agent, policy, reference).sum())
+            kl += float(of_policy.kl.sum())
         state = torch.cat(features)
         ordered = [t for group in groups for t in group]
         with torch.no_grad():

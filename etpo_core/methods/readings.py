@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from ..agent import Agent
-from ..bellman import expected_q, kl_divergence
-from ..head import dueling_terms, streamed
-from ..losses import policy_loss, q_dueling, q_raw, q_residual, q_scaled
+from ..head import PolicyTerms, dueling_terms, logit_taken, policy_terms, statistics
+from ..losses import q_dueling, q_raw, q_residual, q_scaled
 
 
 class Terms(NamedTuple):
@@ -98,37 +97,33 @@ class OnLogits:
             return q_scaled(target_logits, beta)
         return q_residual(target_logits, reference_logits, beta)
 
-    def policy_loss(self, policy_logits: Tensor, reference_logits: Tensor, q: Tensor, beta: float) -> Tensor:
-        """The policy's loss [n] from whole logits and Q [n, V]."""
-        if self.name == "scaled":
-            # beta z already holds the language model: with rho beside it, it would count twice.
-            reference_logits = torch.zeros_like(reference_logits)
-        return policy_loss(policy_logits, reference_logits, q, beta)
+    def states(self, reference: Tensor, critic: Tensor, beta: float) -> Tensor:
+        """States [N, H] whose logits are Q."""
+        if self.name == "raw":
+            return critic
+        return beta * (critic if self.name == "scaled" else critic - reference)
+
+    def target(self, reference: Tensor, critic: Tensor, beta: float) -> Tensor:
+        """Hidden states [N, H] of the target policy rho exp(Q / beta) / Z."""
+        # Scaled: beta z already holds the language model; with rho beside it, it would count twice. Residual: rho
+        # exp(z - z_rho) is softmax(z).
+        return reference + critic / beta if self.name == "raw" else critic
+
+    def policy_terms(self, agent, policy, reference, critic, tokens, beta) -> PolicyTerms:
+        """The policy's loss, KL[pi || rho] and log pi of the tokens taken."""
+        target = self.target(reference, critic.detach(), beta)
+        return policy_terms(policy, reference, target, agent.head_weight, tokens)
 
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; there is no prior."""
-
-        def of_policy(policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor) -> list[Tensor]:
-            policy_logits, reference_logits = agent.logits(policy), agent.logits(reference)
-            q = self.varying(policy_logits, reference_logits, agent.logits(critic), beta)
-            log_prob = policy_logits.detach().log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-            divergence = kl_divergence(policy_logits.detach(), reference_logits)
-            return [self.policy_loss(policy_logits, reference_logits, q, beta), divergence, log_prob]
-
-        loss, divergence, log_prob = streamed(of_policy, policy, reference, critic, tokens)
-        rows = agent.head_weight[tokens]  # Q of one token is a dot product with its row, not a product with the head
-        taken = critic - reference if self.name == "residual" else critic
-        q_taken = (taken * rows).sum(-1) * (1.0 if self.name == "raw" else beta)
-        return Terms(loss, divergence, log_prob, q_taken, torch.zeros_like(q_taken))
+        t = self.policy_terms(agent, policy, reference, critic, tokens, beta)
+        q_taken = logit_taken(self.states(reference, critic, beta), agent.head_weight, tokens)
+        return Terms(t.loss, t.kl, t.log_prob, q_taken, torch.zeros_like(q_taken))
 
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
         """See `Reading.expected`."""
-
-        def mean(policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
-            policy_logits, reference_logits, target_logits = (agent.logits(h) for h in (policy, reference, target))
-            return [expected_q(policy_logits, self.varying(policy_logits, reference_logits, target_logits, beta))]
-
-        return streamed(mean, policy.detach(), reference, target)[0]
+        q = self.states(reference, target, beta)
+        return statistics(policy.detach(), agent.head_weight, q=q).expected_q
 
     def level(self, agent, target) -> float:
         """See `Reading.level`: nothing."""

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from .. import distributed
 from ..agent import Agent, Sequences
-from ..losses import critic_loss, policy_loss
+from ..head import PolicyTerms, streamed
+from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
 from .common import micro_batches, next_token_kl, pack
@@ -215,9 +216,17 @@ class _ReleasedReading(OnLogits):
         super().__init__(name)
         self.uniform, self.no_reference = uniform, no_reference
 
-    def policy_loss(self, policy_logits, reference_logits, q, beta) -> Tensor:
-        if self.uniform:
-            return uniform_policy_loss(policy_logits, q, beta)
+    def target(self, reference, critic, beta) -> Tensor:
         if self.no_reference:
-            return policy_loss(policy_logits, torch.zeros_like(reference_logits), q, beta)
-        return super().policy_loss(policy_logits, reference_logits, q, beta)
+            return self.states(reference, critic, beta) / beta
+        return super().target(reference, critic, beta)
+
+    def policy_terms(self, agent, policy, reference, critic, tokens, beta) -> PolicyTerms:
+        terms = super().policy_terms(agent, policy, reference, critic, tokens, beta)
+        if not self.uniform:
+            return terms
+
+        def uniform(policy: Tensor, q: Tensor) -> list[Tensor]:
+            return [uniform_policy_loss(agent.logits(policy), agent.logits(q), beta)]
+
+        return terms._replace(loss=streamed(uniform, policy, self.states(reference, critic, beta))[0])
