@@ -1,12 +1,14 @@
 """One frozen language model in four roles: reference, policy, critic and target critic.
 
 The reference is the frozen base itself; the other roles are LoRA adapters of it, so four networks cost one set of
-weights. A role is asked for hidden states at the positions from which action tokens are drawn; what becomes of them
-- logits, values, losses - is the business of `head`, `bellman` and `losses`. Token ids are kept from sampling to
+weights; layers below the lowest adapter compute the same for all roles, and do it once. A role is asked for hidden
+states at the positions from which action tokens are drawn; what becomes of them - logits, values, losses - is the
+business of `head`, `bellman` and `losses`. Token ids are kept from sampling to
 loss: text is decoded for the executor and never tokenised again.
 """
 
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,13 +21,14 @@ from torch import Tensor, nn
 
 from . import llama
 from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample, shared_length
+from .errors import UserError
 from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
 
 ADAPTERS = ("policy", "critic", "target_critic")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sequences:
     """Prompts followed by actions, padded on the right; what lies where is told by position.
 
@@ -78,6 +81,17 @@ class Sequences:
         return padded[torch.arange(padded.shape[1], device=padded.device) < self.lengths[:, None]]
 
 
+def _where(model: nn.Module, layers: int) -> dict:
+    """peft's description of all linear products but the output head, which stays frozen and common to all roles."""
+    count = model.config.num_hidden_layers
+    if layers < 0:
+        raise UserError(f"training.lora_layers is {layers}; expected a number of layers, or 0 for all")
+    if layers == 0 or layers >= count:
+        return {"target_modules": "all-linear"}
+    linear = {name.rpartition(".")[2] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)}
+    return {"target_modules": sorted(linear), "layers_to_transform": list(range(count - layers, count))}
+
+
 class Agent:
     """A causal language model with adapters for each trained role.
 
@@ -87,11 +101,14 @@ class Agent:
         card: its card (`format` of prompts, `eos_token_id`).
         rank: LoRA rank of every adapter; `None` for an agent that is never trained.
         alpha: LoRA scale, alpha / rank.
+        layers: how many of the last layers have adapters; 0, or more than there are, for all.
         seed: of the adapters' initial weights.
         precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast).
     """
 
-    def __init__(self, model, tokenizer, card, *, rank: int | None, alpha: int, seed: int, precision: str):
+    def __init__(
+        self, model, tokenizer, card, *, rank: int | None, alpha: int, seed: int, precision: str, layers: int = 0
+    ):
         self.tokenizer, self.card = tokenizer, card
         self.device = next(model.parameters()).device
         self.compute_dtype = getattr(torch, precision)
@@ -101,8 +118,7 @@ class Agent:
         self.value_heads = nn.ModuleDict()
         if rank is not None:
             torch.manual_seed(seed)
-            # "all-linear" leaves the output head out: it stays frozen and common to all roles.
-            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **_where(model, layers))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours to mend
                 model = get_peft_model(model, config, adapter_name="policy")
@@ -123,6 +139,7 @@ class Agent:
             self.track(("critic", "target_critic"), 0.0)
         self._causal = causal
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
+        self._below = weakref.WeakKeyDictionary()  # what the roles have in common, as long as a batch lives
         self._decoder: Decoder | None = None
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
         self._encode = lru_cache(maxsize=256)(
@@ -172,7 +189,9 @@ class Agent:
         with torch.set_grad_enabled(grad):
             if self._body is not None:
                 adapter = role if self.trainable and role != "reference" else None
-                out = self._body.hidden(sequences.prefix, sequences.ids, adapter)
+                if sequences not in self._below:
+                    self._below[sequences] = self._body.below(sequences.prefix, sequences.ids)
+                out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])
             else:
                 with self._role(role):
                     out = self._transformers_hidden(sequences)

@@ -208,6 +208,8 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class Body:
     """The body of a frozen Llama model with LoRA adapters by peft.
 
+    The lowest layers may be without adapters: there all roles compute the same, once (`below`).
+
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
         dtype: of the products.
@@ -216,8 +218,21 @@ class Body:
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
         self.layers = list(layers(model, dtype))
+        adapted = [bool(getattr(layer.self_attn.q_proj, "lora_A", ())) for layer in self.model.layers]
+        self.lowest = adapted.index(True) if True in adapted else len(adapted)  # layer that has adapters
 
-    def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None) -> Tensor:
+    @torch.no_grad()
+    def below(self, prefix: Tensor, ids: Tensor) -> Tensor:
+        """What all roles have in common: the residual stream [P + batch S, H] behind the layers without adapters.
+
+        Args:
+            prefix: as in `hidden`.
+            ids: as in `hidden`.
+        """
+        x = self.model.embed_tokens(torch.cat([prefix, ids.flatten()])).float()
+        return self._through(x, slice(0, self.lowest), len(prefix), ids.shape, None)
+
+    def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None, below: Tensor | None = None) -> Tensor:
         """Last hidden states of sequences that begin alike.
 
         A position sees the whole prefix and its own sequence up to itself; padding on the right is seen by no one
@@ -227,16 +242,22 @@ class Body:
             prefix: token ids [P] that all sequences begin with; P may be 0.
             ids: token ids [batch, S] of what follows, padded on the right.
             adapter: name of the LoRA adapter; None for the frozen base.
+            below: what `below` returned for them, to spare computing it again.
 
         Returns:
             [batch, S, H] in float32: the states behind the prefix.
         """
-        shared, (batch, new) = len(prefix), ids.shape
-        x = self.model.embed_tokens(torch.cat([prefix, ids.flatten()])).float()
-        positions = torch.arange(shared + new, device=ids.device)
+        x = self.below(prefix, ids) if below is None else below
+        x = self._through(x, slice(self.lowest, None), len(prefix), ids.shape, adapter)
+        return normed(x[len(prefix) :], self.model.norm.weight.float(), self.shape.epsilon).view(*ids.shape, -1)
+
+    def _through(self, x: Tensor, which: slice, shared: int, size: torch.Size, adapter: str | None) -> Tensor:
+        """The residual stream behind some layers: first the `shared` tokens, then `size` [batch, S] of their own."""
+        batch, new = size
+        positions = torch.arange(shared + new, device=x.device)
         cos, sin = (t[0].to(self.dtype) for t in self.model.rotary_emb(x, positions[None]))
         cos, sin = (torch.cat([t[:shared], t[shared:].repeat(batch, 1)]).unsqueeze(1) for t in (cos, sin))
-        unseen = torch.full((shared + new,) * 2, float("-inf"), dtype=self.dtype, device=ids.device).triu(1)
+        unseen = torch.full((shared + new,) * 2, float("-inf"), dtype=self.dtype, device=x.device).triu(1)
 
         def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             (q0, q), (k0, k), (v0, v) = ((t[:shared], t[shared:]) for t in (query, keys, values))
@@ -252,7 +273,7 @@ class Body:
             first = attend(q0[None], k0.transpose(0, 1)[None], v0.transpose(0, 1)[None], unseen[:shared, :shared])
             return torch.cat([first[0], gathered])
 
-        for weights, layer in zip(self.layers, self.model.layers, strict=True):
+        for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):
             update = {} if adapter is None else low_rank(layer, adapter, self.dtype)
             x = run_layer(x, weights, update, cos, sin, self.shape, attention)
-        return normed(x[shared:], self.model.norm.weight.float(), self.shape.epsilon).view(batch, new, -1)
+        return x

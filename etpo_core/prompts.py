@@ -4,6 +4,7 @@ A state of the text MDP is a `Prompt`: a Python file that breaks off where the b
 (`prefix`) and the line that follows the body (`suffix`). The agent's action is that body and nothing else, so the
 same action works for a model that continues text and for one that fills in the middle. `program` puts prefix-less
 code together again for the executor; `reflection_prompt` shows a failed body and its error and asks for a second one.
+It begins with the whole task prompt: what all states of a task begin with, the networks compute once.
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 SIGNATURE = "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
 SUFFIX = "    return model\n"
-MAX_ERROR_CHARACTERS = 300
+MAX_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,6 @@ class Action:
     finished: bool = True
 
 
-def _header(description: str) -> str:
-    return f'"""Classification with a {description} dataset."""\n\nimport numpy as np\n\n\n'
-
-
-def _function_head(features: int, rows: int) -> str:
-    return (
-        SIGNATURE
-        + '    """Import the modules needed, then train a scikit-learn classifier called model\n'
-        + f'    with x_train of shape ({rows}, {features}) and the labels y_train.\n    """\n'
-    )
-
-
 def task_prompt(description: str, features: int, rows: int) -> Prompt:
     """The first state s_0 of an episode.
 
@@ -61,7 +50,12 @@ def task_prompt(description: str, features: int, rows: int) -> Prompt:
         features: number of columns of x_train.
         rows: number of rows of x_train (half of the task's rows).
     """
-    return Prompt(_header(description) + _function_head(features, rows))
+    return Prompt(
+        f'"""Classification with a {description} dataset."""\n\nimport numpy as np\n\n\n'
+        + SIGNATURE
+        + '    """Import the modules needed, then train a scikit-learn classifier called model\n'
+        + f'    with x_train of shape ({rows}, {features}) and the labels y_train.\n    """\n'
+    )
 
 
 def reflection_prompt(description: str, features: int, rows: int, body: str, error: str) -> Prompt:
@@ -76,13 +70,12 @@ def reflection_prompt(description: str, features: int, rows: int, body: str, err
     """
     message = re.sub(r"\s+", " ", error).strip()[:MAX_ERROR_CHARACTERS]
     return Prompt(
-        _header(description)
-        + SIGNATURE
+        task_prompt(description, features, rows).prefix
         + body.rstrip("\n")
         + "\n"
         + SUFFIX
         + f"\n\n# The function above fails: {message}\n# The second version below is fixed.\n\n\n"
-        + _function_head(features, rows)
+        + SIGNATURE
     )
 
 

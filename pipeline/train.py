@@ -50,10 +50,7 @@ def run_stage(run: Run, settings: Settings) -> None:
     distributed.check_share(settings.training.environments)
     task = load_task(run.task)
     chat = getattr(method, "model", None)
-    if chat is None:
-        model_card = read_card(settings.model)
-    else:
-        model_card = {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
+    model_card = _model_card(settings, chat)
     mark = fingerprint(run_parameters(run, settings), model_card, task)
     if settings.runs.keep_finished and distributed.from_first(lambda: _finished(run, mark)):
         if first:
@@ -124,9 +121,23 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
         card,
         rank=training.lora_rank if trains else None,
         alpha=training.lora_alpha,
+        layers=training.lora_layers,
         seed=run.seed,
         precision=precision or training.precision,
     )
+
+
+def finished(run: Run, settings: Settings) -> bool:
+    """Whether results/ holds the run, done to its end with these settings, this model and this table."""
+    chat = settings.methods[run.method].plain().get("model")
+    mark = fingerprint(run_parameters(run, settings), _model_card(settings, chat), load_task(run.task))
+    return _finished(run, mark)
+
+
+def _model_card(settings: Settings, chat: str | None) -> dict:
+    if chat is None:
+        return read_card(settings.model)
+    return {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
 
 
 def _finished(run: Run, mark: str) -> bool:

@@ -5,15 +5,16 @@ import torch
 
 from etpo_core import llama
 from etpo_core.agent import ADAPTERS, Sequences
+from etpo_core.errors import UserError
 
 PROMPTS = [(1, 2, 3, 4), (1, 2, 3, 9, 9, 7), (1, 2, 3)]
 ACTIONS = [(5, 6), (7,), (8, 9, 10, 11)]
 
 
-@pytest.fixture
-def agents(make_agent):
+@pytest.fixture(params=[0, 1], ids=["all layers", "last layer"])
+def agents(make_agent, request):
     """Two equal agents with adapters that do something: ours, and one that runs transformers."""
-    ours, theirs = make_agent(), make_agent()
+    ours, theirs = make_agent(layers=request.param), make_agent(layers=request.param)
     theirs._body = None
     for agent in (ours, theirs):
         generator = torch.Generator().manual_seed(0)
@@ -46,6 +47,32 @@ def test_gradients_of_every_adapter_weight(agents, role):
         scale = theirs.grad.abs().max()
         assert scale > 0
         torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_without_adapters_are_computed_once_for_all_roles(make_agent, monkeypatch):
+    agent, through = make_agent(layers=1), []
+    count = len(agent._body.layers)
+    assert agent._body.lowest == count - 1
+    trained = [name for name, p in agent.model.named_parameters() if p.requires_grad]
+    assert trained and all(f".layers.{count - 1}." in name for name in trained)
+    run_layer = llama.run_layer
+    monkeypatch.setattr(llama, "run_layer", lambda *a: through.append(1) or run_layer(*a))
+    sequences = Sequences.pack(PROMPTS, ACTIONS, "cpu")
+    agent.hidden("policy", sequences, grad=True).sum().backward()
+    for role in ("reference", *ADAPTERS):
+        agent.hidden(role, sequences)
+    assert len(through) == count - 1 + 5
+    assert len(agent._below) == 1
+    del sequences
+    assert len(agent._below) == 0, "what belongs to a batch outlives it"
+
+
+def test_how_many_layers_have_adapters(make_agent):
+    whole = make_agent(layers=0)
+    assert whole._body.lowest == make_agent(layers=99)._body.lowest == 0
+    assert len(whole.parameters("policy")) == len(whole._body.layers) * len(make_agent(layers=1).parameters("policy"))
+    with pytest.raises(UserError, match="lora_layers is -1; expected a number of layers"):
+        make_agent(layers=-1)
 
 
 def test_lower_precision_stays_close(agents, tiny_language_model):

@@ -69,7 +69,7 @@ def test_without_a_key_the_chat_baseline_says_not_run(root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scale": "huge"}, "unknown scale 'huge'; choose one of: laptop, paper, smoke, study"),
+        ({"scale": "huge"}, "unknown scale 'huge'; choose one of: laptop, paper, smoke, study, tuning"),
         ({"method": "sac"}, "unknown method 'sac'; choose one of: etpo"),
         ({"task": "iris"}, "unknown task 'iris'; choose one of: airlines"),
         ({"task": "diabetes"}, "python -m pipeline.data"),
@@ -96,3 +96,44 @@ def test_an_unwritable_results_folder_is_one_line(root, tmp_path):
     done = stage(other)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "results" in done.stderr.strip().splitlines()[-1]
+
+
+def matrix(root, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.matrix", "--scale", "smoke", "--workers", "2"],
+        cwd=paths.ROOT,
+        env={**os.environ, "ETPO_ROOT": str(root), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_matrix_is_completed_several_runs_at_a_time(root, tmp_path):
+    import shutil
+
+    other = tmp_path / "project"
+    shutil.copytree(root, other, ignore=shutil.ignore_patterns("results"))
+    params = yaml.safe_load((other / "params.yaml").read_text())
+    params["scales"]["smoke"] |= {"methods": ["variant", "reflection"], "tasks": ["kidney-stone"], "seeds": [0]}
+    params["methods"]["variant"] = {**params["methods"]["ppo_kl"], "method": "ppo_kl", "beta": 0.5}
+    (other / "params.yaml").write_text(yaml.safe_dump(params))
+    done = matrix(other)
+    assert done.returncode == 0 and "2 runs done" in done.stdout, done.stderr
+    assert card(other, "variant")["parameters"]["method"] == params["methods"]["variant"]
+    written = (other / "results/smoke/reflection/kidney-stone/seed0/steps.csv").read_bytes()
+    alone = stage(root, method="reflection")
+    assert alone.returncode == 0
+    assert (root / "results/smoke/reflection/kidney-stone/seed0/steps.csv").read_bytes() == written
+    again = matrix(other)
+    assert again.returncode == 0 and "0 runs done" in again.stdout
+
+    del params["methods"]["variant"]["clip"]
+    params["methods"]["variant"]["chip"] = 1
+    (other / "params.yaml").write_text(yaml.safe_dump(params))
+    wrong = matrix(other)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "unknown parameter of method variant 'chip'" in wrong.stderr.strip().splitlines()[-1]
+
+    params["scales"]["smoke"]["runs"]["keep_finished"] = False
+    (other / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "keep_finished is false" in matrix(other).stderr.strip().splitlines()[-1]

@@ -58,16 +58,20 @@ METHODS = {
 def build_method(name: str, settings: Settings) -> Method:
     """The method called `name` with its settings.
 
+    A section that says `method: etpo` is a variant of that method under a name of its own.
+
     Raises:
         UserError: for an unknown method or a setting that it does not have.
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
+    values = settings.plain()
+    kind = values.pop("method", name)
+    if kind not in METHODS:
+        raise unknown("method", kind, METHODS)
     try:
-        return METHODS[name](**settings.plain())
+        return METHODS[kind](**values)
     except TypeError as error:
-        known = METHODS[name].__init__.__annotations__
-        wrong = [key for key in settings if key not in known]
+        known = METHODS[kind].__init__.__annotations__
+        wrong = [key for key in values if key not in known]
         if not wrong:
             raise error
         raise unknown(f"parameter of method {name}", wrong[0], [k for k in known if k != "return"]) from None

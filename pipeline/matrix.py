@@ -1,0 +1,91 @@
+"""Runs what is missing of a scale's matrix of methods, tasks and seeds, several runs at a time.
+
+    python -m pipeline.matrix --scale study --workers 2
+
+`dvc repro` does one run after another and gives each the whole machine. Most of a run does not use two cores well, so
+two runs side by side, one core each, finish earlier than one after the other. Every run is the command of stage `train`
+in a process of its own. Runs found finished are kept (which is why the scale must say `keep_finished`, or `dvc repro`
+would do them again); the ones that are stopped in the middle go on the next time. Seeds are completed one by one, so
+that a matrix that is not whole is a comparison of all methods already.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from tqdm import tqdm
+
+from etpo_core.errors import UserError, one_line_errors
+from etpo_core.settings import load_settings
+from etpo_core.training import Run
+from pipeline.train import finished
+
+
+def complete(scale: str, workers: int, minutes: float) -> list[Run]:
+    """Does the runs that are missing, as many as can begin within `minutes`.
+
+    Returns:
+        The runs that were done.
+
+    Raises:
+        UserError: when a run fails; the others go on to their end before.
+    """
+    settings = load_settings(scale)
+    if not settings.runs.keep_finished:
+        raise UserError(f"scales.{scale}.runs.keep_finished is false: `dvc repro` would do each of these runs again")
+    matrix = itertools.product(settings.seeds, settings.tasks, settings.method_names)
+    missing = [run for s, t, m in matrix if not finished(run := Run(scale, m, t, s), settings)]
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    until = time.monotonic() + 60 * minutes
+
+    def do(run: Run) -> Run | None:
+        if time.monotonic() > until:
+            return None
+        arguments = {"scale": run.scale, "method": run.method, "task": run.task, "seed": run.seed}
+        command = [sys.executable, "-m", "pipeline.train"]
+        command += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a word').splitlines()[-1]}")
+        return run
+
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run", desc=scale) as bar:
+        futures = [pool.submit(do, run) for run in missing]
+        for future in as_completed(futures):
+            if not future.exception() and (run := future.result()):
+                bar.update()
+                bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: {_last(run)}")
+        failures = [e for future in futures if (e := future.exception())]
+    if failures:
+        raise failures[0]
+    return [run for future in futures if (run := future.result())]
+
+
+def _last(run: Run) -> str:
+    """How a run ended."""
+    with (run.folder / "steps.csv").open() as file:
+        rewards = [float(row["reward"]) for row in csv.DictReader(file)]
+    last = rewards[-max(1, len(rewards) // 5) :]
+    return f"reward {sum(last) / len(last):.3f} over the last fifth" if rewards else "not run"
+
+
+def main() -> None:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", required=True, help="a scale that keeps finished runs, e.g. study or tuning")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        done = complete(arguments.scale, arguments.workers, arguments.minutes)
+        print(f"{arguments.scale}: {len(done)} runs done")
+
+
+if __name__ == "__main__":
+    main()
