@@ -84,32 +84,43 @@ def run(pool, table, honest):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def corpus_as_nobody(request, tmp_path_factory):
-    """The running process, started before all other tests of the folder; None where it cannot or need not be."""
-    wanted = any(item.name == "test_corpus_as_an_ordinary_user" for item in request.session.items)
-    if not wanted or os.geteuid() != 0 or not command_as_nobody()[0]:
-        yield None
+def elsewhere(request, tmp_path_factory):
+    """Runs of the corpus beside all other tests of the folder: by name, the process, or why it is not there."""
+    if not any(item.name.startswith("test_the_corpus_elsewhere") for item in request.session.items):
+        yield {}
         return
-    folder = Path(f"/tmp/etpo-nobody-{os.getpid()}")  # below tmp_path_factory's folder it could not be reached
-    folder.mkdir(mode=0o700)
-    os.chown(folder, NOBODY, NOBODY)
     here = Path(__file__).parent
-    command = [*command_as_nobody()[0], sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider"]
-    command += ["--confcutdir", str(here), "--basetemp", str(folder / "pytest"), str(here / "test_corpus.py")]
-    command += ["-k", "not -B]"]  # the tier between the two that differ most
-    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder), "COLUMNS": "200"}
-    output = tmp_path_factory.mktemp("nobody") / "output"
+    corpus = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", str(here)]
+    corpus += [str(here / "test_corpus.py"), "--basetemp"]
+    once = [*corpus, str(tmp_path_factory.mktemp("b") / "pytest"), "-k", "not test_positive_control"]
+    runs = {"tier B": _started(tmp_path_factory, once, CORPUS="B")}
+    drop, why_not = command_as_nobody() if os.geteuid() == 0 else (None, "these tests run as an ordinary user already")
+    folder = Path(f"/tmp/etpo-nobody-{os.getpid()}")  # below tmp_path_factory's folder it could not be reached
+    if drop:
+        folder.mkdir(mode=0o700)
+        os.chown(folder, NOBODY, NOBODY)
+        home = {"HOME": str(folder), "TMPDIR": str(folder), "CORPUS": "AC"}
+        runs["ordinary user"] = _started(tmp_path_factory, [*drop, *corpus, str(folder / "pytest")], **home)
+    else:
+        runs["ordinary user"] = why_not
+    yield runs
+    for process in runs.values():
+        if not isinstance(process, str):
+            process.kill()
+            process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(tmp_path_factory, command, **environment):
+    output = tmp_path_factory.mktemp("elsewhere") / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(
             command,
-            env=environment,
-            cwd=here.parents[1],
+            env={**os.environ, **environment, "COLUMNS": "200"},
+            cwd=Path(__file__).parents[2],
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
     process.output = output
-    yield process
-    process.kill()
-    process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    return process

@@ -1,6 +1,6 @@
 """The whole corpus at every tier that this machine gives, each case followed by an innocent program.
 
-As root, it is run again as an ordinary user, in the background while the other tests of this folder run.
+Two of the tiers run here; test_elsewhere.py says where the third does, and the corpus as an ordinary user.
 """
 
 import itertools
