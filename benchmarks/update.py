@@ -6,16 +6,18 @@ rollout that writes the actions and the update that learns from them. In the sam
 its own:
 
 * "ours": the library, with the settings of the laptop scale. Reference, policy, critic and target critic are adapters
-  of one base; the products of the body are bfloat16.
+  of one base, on its last layers; the products of the body are bfloat16. "ours, all layers" has adapters on all layers,
+  so that nothing but the prompt is computed once for several networks.
 * "whole logits": the straightforward data flow, a stand-in for the paper's released code: four full copies of the
   model in float32, the logits over the whole vocabulary of three of them kept for every token, targets from a Python
   loop, all weights of policy and critic trained by Lion, transformers' generate. "whole logits, fast products" is the
   same with the faster float32 library that ours may choose, too.
 * "TRL GRPO": a step of TRL's GRPOTrainer: one trained adapter, a reference, no critic and no target; bfloat16. It needs
   the optional extra `bench`.
-* "limit": the arithmetic that the update needs - four passes of the body over the distinct tokens, two of them with
-  gradients, and six products with the head - at the rate that this machine reaches in bfloat16 products of these
-  shapes with 1024 rows. For the rollout, `benchmarks.rollout` says what the limit is.
+* "limit": the arithmetic that the update needs - one pass of the layers without adapters over the distinct tokens, four
+  of those with, two of them with gradients, and six products with the head - at the rate that this machine reaches in
+  bfloat16 products of these shapes with 1024 rows; "limit, all layers" is four passes of all. For the rollout,
+  `benchmarks.rollout` says what the limit is.
 
 "peak_gib" is the peak of resident memory during the iteration less what the process held before the model was made:
 weights, copies, optimisers and buffers all count. "beyond_gib" is the same less what was resident right before the
@@ -30,6 +32,7 @@ the actions, for a micro-batch of eight actions. `--csv FILE` saves them, the la
 
 import argparse
 import copy
+import functools
 import importlib.util
 import json
 import os
@@ -72,6 +75,7 @@ from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
 OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
+OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"
 BETA, GAMMA, TAU = 0.3, 0.99, 0.995
 NO_TRL = "not measured: pip install '.[bench]'"
 
@@ -196,6 +200,7 @@ def ours(load: Load, device: str) -> dict:
         alpha=training.lora_alpha,
         seed=0,
         precision=precision,
+        layers=0 if load.run == OURS_ALL else training.lora_layers,
     )
     method = build_method("etpo", settings.methods["etpo"])
     method.start(agent, training)
@@ -373,29 +378,36 @@ def trl_grpo(load: Load, device: str) -> dict:
 def limit(load: Load, device: str) -> dict:
     """The least time of the arithmetic, at the rate of bfloat16 products of these shapes with 1024 rows."""
     model = build(SMALL if load.small else SMOLLM2, device)
-    rank, config = load_settings("laptop").training.lora_rank, model.config
-    seconds = {"update": arithmetic(load, config, rank, lambda out, into: product_rate(out, into, device))}
+    training, config = load_settings("laptop").training, model.config
+    adapted = 0 if load.run == LIMIT_ALL else training.lora_layers
+    adapted = min(adapted or config.num_hidden_layers, config.num_hidden_layers)
+    rates = functools.cache(lambda out, into: product_rate(out, into, device))
+    seconds = {"update": arithmetic(load, config, training.lora_rank, adapted, rates)}
     rollout = Limits(model, 3, 10 if load.small else 500)
     seconds["rollout"] = rollout.seconds([prompt_ids(load)] * load.rollouts, [load.length] * load.rollouts)
     threads = torch.get_num_threads() if device == "cpu" else 1
     return {"seconds": {name: [s, s * threads] for name, s in seconds.items()}, "peak_gib": 0.0, "beyond_gib": 0.0}
 
 
-def arithmetic(load: Load, config, rank: int, rate: Callable[[int, int], float]) -> float:
-    """Seconds that the products of the update take at the rates (out, in) -> operations a second."""
-    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+def arithmetic(load: Load, config, rank: int, adapted: int, rate: Callable[[int, int], float]) -> float:
+    """Seconds that the products of the update take at the rates (out, in) -> operations a second.
+
+    `adapted` is the number of layers that have adapters.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
     keys = hidden // config.num_attention_heads * config.num_key_value_heads
     # No state is asked for behind the last token of an action.
     tokens = load.prompt + load.rollouts * (load.length - 1)
     seen = load.prompt * (load.prompt + 1) / 2 + load.rollouts * sum(load.prompt + j for j in range(1, load.length))
-    forward = update = 0.0  # seconds of the frozen weights' products and of the adapters', of one pass
+    forward = update = 0.0  # seconds of the frozen weights' products and of the adapters', of one pass of one layer
     for outs, into in (([hidden, keys, keys], hidden), ([hidden], hidden), ([inner] * 2, hidden), ([hidden], inner)):
-        per_parameter = 2 * layers * tokens / rate(sum(outs), into)
+        per_parameter = 2 * tokens / rate(sum(outs), into)
         forward += per_parameter * sum(outs) * into
         update += per_parameter * sum(rank * (out + into) for out in outs)
-    forward += layers * 4 * seen * hidden / rate(hidden, hidden)  # attention
-    # Four passes; two of them back, to their input, and to the weights of the adapters.
-    body = 4 * forward + len(ADAPTERS) * update + 2 * (forward + 2 * update)
+    forward += 4 * seen * hidden / rate(hidden, hidden)  # attention
+    # One pass for all roles; then four, two of them back, to their input, and to the weights of the adapters.
+    body = (config.num_hidden_layers - adapted) * forward
+    body += adapted * (4 * forward + len(ADAPTERS) * update + 2 * (forward + 2 * update))
     head = 6 * 2 * load.rollouts * load.length * config.vocab_size * hidden / rate(config.vocab_size, hidden)
     return body + head
 
@@ -411,7 +423,15 @@ def product_rate(out: int, into: int, device: str) -> float:
 
 # --------------------------------------------------------------------------------------------------- the tables
 
-RUNS = {OURS: ours, WHOLE: whole_logits, WHOLE_FAST: whole_logits, TRL: trl_grpo, LIMIT: limit}
+RUNS = {
+    OURS: ours,
+    OURS_ALL: ours,
+    WHOLE: whole_logits,
+    WHOLE_FAST: whole_logits,
+    TRL: trl_grpo,
+    LIMIT: limit,
+    LIMIT_ALL: limit,
+}
 
 
 def measure(load: Load) -> dict:
@@ -453,8 +473,8 @@ def comparison(runs: Sequence[str], rounds: list[dict[str, dict]]) -> list[dict]
                     "wall_of_ours": ratio(OURS, 0),
                     "cpu_of_ours": ratio(OURS, 1),
                     "wall_of_limit": ratio(LIMIT, 0),
-                    "peak_gib": median("peak_gib") if part == "iteration" and run != LIMIT else "",
-                    "beyond_gib": median("beyond_gib") if part == "iteration" and run != LIMIT else "",
+                    "peak_gib": median("peak_gib") if part == "iteration" and run not in (LIMIT, LIMIT_ALL) else "",
+                    "beyond_gib": median("beyond_gib") if part == "iteration" and run not in (LIMIT, LIMIT_ALL) else "",
                 }
             )
     return rows

@@ -53,7 +53,10 @@ def test_the_arithmetic_of_an_update_is_counted():
     adapters = (8 + 8) + 2 * (8 + 4) + (8 + 8) + 2 * (8 + 16) + (16 + 8)
     attention, head = 4 * 8, 2 * 10 * 8  # one token that sees itself
     expected = (4 + 2) * (2 * weights + attention) + (3 + 4) * 2 * adapters + 6 * head
-    assert arithmetic(load, config, rank=1, rate=lambda out, into: 1.0) == expected
+    assert arithmetic(load, config, rank=1, adapted=1, rate=lambda out, into: 1.0) == expected
+    config.num_hidden_layers = 2  # one more below, for all roles at once
+    below = 2 * weights + attention
+    assert arithmetic(load, config, rank=1, adapted=1, rate=lambda out, into: 1.0) == expected + below
 
 
 def test_a_prompt_of_numbers_has_the_length_it_is_to_have():
