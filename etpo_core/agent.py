@@ -233,6 +233,11 @@ class Agent:
         """Token ids of a state; those of the last states asked for are remembered."""
         return self._encode(prompt)
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token of an action; the end token has none."""
+        end = self.card["eos_token_id"]
+        return ["" if token == end else self.tokenizer.decode([token]) for token in tokens]
+
     def refresh(self) -> None:
         """Hands the policy's current weights to the decoder; call it after every update."""
         adapter = "policy" if self.trainable else None

@@ -17,9 +17,13 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from etpo_core import paths
@@ -62,6 +66,17 @@ _OTHER_COLOUR = "#7B3294"
 
 # Classes of a data set, in order: shades that differ in lightness.
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")
+
+# Bad, indifferent, good; the ends are light enough for black text on them. An odd number of shades has a middle: white.
+_CREDIT_COLOURS = LinearSegmentedColormap.from_list("credit", ["#EC7F3C", "#FFFFFF", "#5FABDD"], N=257)
+
+_CODE_FONT = "DejaVu Sans Mono"  # ships with matplotlib, too
+# Inches. A whole number of dots both on screen and in `_DPI`: a renderer that places letters on whole dots would
+# otherwise write a token wider than its background.
+_GLYPH = 0.06
+_GLYPH_IN_SIZES = 1233 / 2048  # of the font
+_LINE = 2.3 * _GLYPH  # from line to line
+_CONTINUED, _NEW_LINE, _END = "↪ ", "↵", "∎"
 
 DAGGER = "†"
 STAND_IN_NOTE = f"{DAGGER} stand-in data, not the paper's: the table is replaced by a declared substitute."
@@ -140,6 +155,79 @@ def band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[fl
 def whole_numbers(axes: Axes) -> None:
     """Keeps the ticks of the x axis at whole numbers: updates and steps have no halves."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def coloured_code(axes: Axes, pieces: Sequence[str], values: Sequence[float], scale: float) -> ScalarMappable:
+    """Draws tokens as text, line by line, each on a background that says its value.
+
+    A line break is drawn as the sign ↵ and the end token as ∎, so that they show their colour as well; a line that is
+    wider than the axes goes on behind ↪. Letters have one size and lines begin at the top, so the axes must have their
+    final size; `code_height` says how high they should be.
+
+    Args:
+        axes: where; its limits are set, its ticks and frame are taken away.
+        pieces: text of each token, [tokens]; the end token is "".
+        values: of each token, [tokens].
+        scale: > 0, the value at which the colour is full; 0 is white, and -scale is full on the other side.
+
+    Returns:
+        What `Figure.colorbar` wants.
+    """
+    colours = ScalarMappable(Normalize(-scale, scale), _CREDIT_COLOURS)
+    backgrounds = colours.to_rgba(np.asarray(values, dtype=float))
+    place, dots = axes.get_window_extent(), axes.figure.dpi
+    width, height = place.width / dots, place.height / dots
+    axes.set_xlim(0, width / _GLYPH)
+    axes.set_ylim(height / _LINE, 0)
+    axes.set_axis_off()
+    for line, segments in enumerate(_code_lines(pieces, width)):
+        column = 0
+        for token, text in segments:
+            if token is not None:
+                box = {"facecolor": backgrounds[token], "edgecolor": "#DDDDDD", "linewidth": 0.3}
+                axes.add_patch(Rectangle((column, line), len(text), 1, clip_on=False, **box))
+            shown = text.lstrip(" ")
+            axes.text(
+                column + len(text) - len(shown),
+                line + 0.72,
+                shown,
+                family=_CODE_FONT,
+                fontsize=72 * _GLYPH / _GLYPH_IN_SIZES,
+                color="#777777" if text in (_CONTINUED, _NEW_LINE, _END) else "black",
+                parse_math=False,  # a $ in code is a $
+            )
+            column += len(text)
+    return colours
+
+
+def code_height(pieces: Sequence[str], width: float) -> float:
+    """The height that `coloured_code` needs for some tokens in axes of a width, both in inches."""
+    return len(_code_lines(pieces, width)) * _LINE
+
+
+def _code_lines(pieces: Sequence[str], width: float) -> list[list[tuple[int | None, str]]]:
+    # Lines of (token, text); a token may lie on several lines, and a sign that is no token's has None.
+    columns = int(width / _GLYPH + 1e-6)
+    lines: list[list[tuple[int | None, str]]] = [[]]
+    room = columns
+    for token, piece in enumerate(pieces):
+        parts = piece.expandtabs(4).replace("\n", f"{_NEW_LINE}\n").split("\n") if piece else [_END]
+        for number, part in enumerate(parts):
+            if number > 0:
+                lines.append([])
+                room = columns
+            text = "".join(c if c.isprintable() else "·" for c in part)
+            # The sign of a line break may stand in the margin: it alone is no reason for another line.
+            while len(text.removesuffix(_NEW_LINE)) > room:
+                if room:
+                    lines[-1].append((token, text[:room]))
+                text = text[room:]
+                lines.append([(None, _CONTINUED)])
+                room = columns - len(_CONTINUED)
+            if text:
+                lines[-1].append((token, text))
+                room -= len(text)
+    return lines
 
 
 def footnote(figure: Figure, lines: Iterable[str]) -> None:

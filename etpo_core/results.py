@@ -27,7 +27,7 @@ UPDATE_COLUMNS = [
     "update", "steps", "mean_reward", "max_reward", "share_runs", "policy_loss", "critic_loss",
     "kl_per_token", "kl_per_action", "tokens", "tokens_per_second", "seconds",
 ]  # fmt: skip
-SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code"]
+SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
 CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
@@ -142,7 +142,11 @@ def load_updates(scale: str) -> pd.DataFrame:
 
 
 def load_samples(scale: str) -> pd.DataFrame:
-    """The samples of code kept by the finished runs: method, task, seed and `SAMPLE_COLUMNS`."""
+    """The samples of code kept by the finished runs: method, task, seed and `SAMPLE_COLUMNS`.
+
+    Only methods that train have pieces and credit, a list each, and only in files of a version that keeps them; the
+    cells of others are empty.
+    """
     return _load_runs(scale, "samples.jsonl", SAMPLE_COLUMNS, _read_jsonl)
 
 

@@ -22,7 +22,7 @@ from . import distributed, paths
 from .environment import Step, TextEnvironments
 from .prompts import Action, program
 from .provenance import write_tensors
-from .rollout import collect
+from .rollout import Transition, collect
 from .sandbox import SandboxPool
 from .settings import Settings
 from .tasks import Task
@@ -204,6 +204,8 @@ def train(
             )
             # Environments step together; what lies beyond the budget is neither learnt from nor reported.
             transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
+            # As the method holds them when it meets them: the update below changes that.
+            credit = method.credit(transitions[:kept]) if first and method.trains and kept else []
             # Of a last batch with fewer transitions than processes, some would have none to learn from.
             with distributed.everyone_alone(when=len(transitions) < distributed.size()):
                 learnt = method.update(transitions)
@@ -217,7 +219,10 @@ def train(
             row["tokens_per_second"] = row["tokens"] / seconds
             update += 1
             if first:
-                files.write(rows, row, [_sample(r, *record) for r, record in zip(rows, records, strict=True)][:kept])
+                samples = [_sample(r, *record) for r, record in zip(rows[:kept], records[:kept], strict=True)]
+                if credit:
+                    _add_credit(samples, transitions[:kept], agent, credit)
+                files.write(rows, row, samples)
                 checkpoint = run.folder / "checkpoint" / STATE
                 checkpoint.parent.mkdir(exist_ok=True)
                 write_tensors(
@@ -281,6 +286,13 @@ def _sample(row: dict, step: Step, action: Action) -> dict:
         "error": step.error,
         "code": action.body,
     }
+
+
+def _add_credit(samples: list[dict], transitions: list[Transition], agent, credit: list[list[float]]) -> None:
+    """Puts the text of each token and what the method held of it beside the code, for the pictures of credit."""
+    for sample, t, values in zip(samples, transitions, credit, strict=True):
+        sample["pieces"] = agent.pieces(t.action)
+        sample["credit"] = [float(f"{c:.3g}") for c in values]
 
 
 def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | None:

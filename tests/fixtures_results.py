@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -165,16 +166,15 @@ def _run(folder: Path, method: str, task: str, seed: int, updates: int, batch: i
                 }
             )
             if environment < 4:
-                samples.append(
-                    {
-                        "update": update,
-                        "step": step,
-                        "reward": reward,
-                        "status": "ok" if ran else "snippet_error",
-                        "error": None if ran else "SyntaxError: '(' was never closed (line 1)",
-                        "code": code,
-                    }
-                )
+                sample = {
+                    "update": update,
+                    "step": step,
+                    "reward": reward,
+                    "status": "ok" if ran else "snippet_error",
+                    "error": None if ran else "SyntaxError: '(' was never closed (line 1)",
+                    "code": code,
+                }
+                samples.append(sample | _credit(method, sample))
             if reward > best[0]:
                 best = (reward, code)
         rows.append(
@@ -199,6 +199,18 @@ def _run(folder: Path, method: str, task: str, seed: int, updates: int, batch: i
     if best[1] is not None:
         (folder / "best_code.py").write_text(prompts.program(best[1]))
     (folder / "run_card.json").write_text(json.dumps(_card(method, task, seed, "finished")))
+
+
+def _credit(method: str, sample: dict) -> dict:
+    """Tokens of the code and their credit: all alike for PPO-KL, most of it on one token for the other learners."""
+    if method.startswith("reflection"):
+        return {}
+    pieces = [*re.findall(r"\n *| ?\w+|.", sample["code"]), ""]
+    if method == "ppo_kl":
+        return {"pieces": pieces, "credit": [sample["reward"]] * len(pieces)}
+    credit = [0.01 * sample["reward"]] * len(pieces)
+    credit[(7 + sample["step"]) % len(pieces)] = 0.4 * sample["reward"]
+    return {"pieces": pieces, "credit": credit}
 
 
 def make_regret(root: Path, scale: str = "smoke") -> None:

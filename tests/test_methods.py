@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import micro_batches, token_log_prob
+from etpo_core.methods.common import micro_batches, pack, token_log_prob
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
@@ -235,3 +237,60 @@ def test_token_level_ppo_bootstraps_what_goes_on_and_nothing_else(make_agent, se
         group = [Transition(PROMPT, (4,), (0.0,), -1.0, done, None if done else FAILED)]
         logged = started("poad", settings, agent, epochs=1).update(group)
         assert logged["critic_loss"] == pytest.approx((0.5 - expected) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "etpo_residual"])
+def test_credit_is_what_the_method_holds_of_each_token_and_changes_nothing(make_agent, settings, name):
+    batch = [
+        Transition(PROMPT, (4, 5, 6), (0.0,) * 3, -1.0, False, FAILED),
+        Transition(PROMPT, (7,), (0.0,), 0.75, True, None),
+    ]
+    changes = {"reading": "residual"} if name == "etpo_residual" else {}
+    agent = make_agent()
+    method = started(name.removesuffix("_residual"), settings, agent, **changes)
+    fresh = method.credit(batch)
+    assert [len(c) for c in fresh] == [3, 1]
+    if name.startswith("etpo"):
+        assert fresh == [[0, 0, 0], [0]]  # the critic is still the reference: no token is better than another
+    elif name == "ppo_kl":
+        assert fresh == [[-1, -1, -1], [0.75]]
+    else:  # V is still 0: what is behind a token comes down to the reward, less at each step away from it
+        shrink = method.lam * method.inner_discount
+        assert fresh == [pytest.approx([-(shrink**2), -shrink, -1]), pytest.approx([0.75])]
+    method.update(batch)
+    before = {k: v.clone() for k, v in agent.model.state_dict().items()}
+    learnt = method.credit(batch)
+    assert learnt != fresh
+    assert all(torch.equal(before[k], v) for k, v in agent.model.state_dict().items())
+    if name in ("etpo", "etpo_residual"):
+        assert max(learnt[0]) < 0 < learnt[1][0], "the failed action is held worse, the other better"
+
+
+def test_a_second_pass_corrects_for_the_policy_that_has_moved(make_agent, settings):
+    batch = [
+        Transition(PROMPT, (4, 5, 6), (0.0,) * 3, -1.0, False, FAILED),
+        Transition(PROMPT, (7, 8), (0.0,) * 2, 0.75, True, None),
+    ]
+
+    def logged(epochs, **rates):
+        agent = make_agent()
+        method = started("etpo", settings, agent, epochs=epochs, lam=0.5, **rates)
+        drawn = token_log_prob(agent, pack(agent, batch), agent.hidden("policy", pack(agent, batch))).tolist()
+        own = [replace(t, log_probs=tuple(drawn[i : i + len(t.action)])) for i, t in zip((0, 3), batch, strict=True)]
+        weights = []
+        importance = method._importance
+        method._importance = lambda *a: weights.append(importance(*a)) or weights[-1]
+        return method.update(own), weights, agent
+
+    still = {"policy_lr": 0.0, "critic_lr": 0.0, "value_lr": 0.0}
+    once, none, _ = logged(1, **still)
+    twice, ones, _ = logged(2, **still)
+    assert none == [] and len(ones) == 1
+    torch.testing.assert_close(ones[0][ones[0] > 0], torch.ones(5))  # nothing moved: nothing to correct
+    assert twice == pytest.approx(once, rel=1e-5, abs=1e-7)
+    moved, others, agent = logged(3, policy_lr=0.05, critic_lr=0.05, value_lr=0.05)
+    assert len(others) == 2  # the critic starts as the reference, so that it is the second step that moves the policy
+    assert (others[1][others[1] > 0] - 1).abs().min() > 1e-3
+    assert moved["kl_per_token"] == 0.0, "what is logged is the KL of the policy that acted"
+    policy, reference = (agent.hidden(role, pack(agent, batch)) for role in ("policy", "reference"))
+    assert not torch.equal(policy, reference)

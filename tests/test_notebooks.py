@@ -1,5 +1,6 @@
 """The notebooks on synthetic results: they run alone, write what they say, and the same bytes again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ WRITES = {
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
     "convergence": {"mean_reward": "f", "last_fifth": "t"},
     "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
+    "credit": {"tokens": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
 }
 ENDINGS = {"f": ("png", "pdf"), "t": ("csv", "md", "tex")}
@@ -119,6 +121,28 @@ def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path):
     shown = (tmp_path / "figures/smoke/convergence/last_fifth.md").read_text()
     assert "n=1" in shown and "PPO-KL: not run" in shown and "[" not in shown
     assert "No held-out scores" in (tmp_path / "figures/smoke/main_table/main_table.md").read_text()
+
+
+def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))
+    first, second = (tmp_path / f"results/smoke/etpo/balance-scale/seed{seed}/samples.jsonl" for seed in (0, 1))
+
+    def forget(path):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{k: v for k, v in row.items() if k not in ("pieces", "credit")} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    forget(first)
+    assert figures(tmp_path, "credit").returncode == 0
+    shown = (tmp_path / "figures/smoke/credit/concentration.md").read_text()
+    assert "ETPO: 1 run left out" in shown and "PPO-KL: not run" in shown
+    forget(second)
+    done = figures(tmp_path, "credit")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the samples of scale smoke hold no credit")
+    assert last.endswith("make them again: rm -r results/smoke/etpo; make repro SCALE=smoke")
 
 
 def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path):

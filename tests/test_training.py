@@ -58,6 +58,11 @@ def test_a_run_spends_its_budget_and_writes_its_files(results, settings, make_ag
     assert rows[-1]["best_reward"] == pytest.approx(best, rel=1e-5)
     samples = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3 * settings.training.samples_per_update
+    assert all(("credit" in s) == (name != "reflection") for s in samples)
+    told = [s for s in samples if "credit" in s]
+    assert all(len(s["pieces"]) == len(s["credit"]) > 0 for s in told)
+    # A token may be a part of a letter, which has no text of its own.
+    assert all("".join(s["pieces"]) == s["code"] for s in told if "\N{REPLACEMENT CHARACTER}" not in str(s))
     assert ("build_model" in (run.folder / "best_code.py").read_text()) == (best > -1)
     assert (run.folder / "checkpoint" / "policy").exists() == (name != "reflection")
     assert not (run.folder / "checkpoint" / "state.pt").exists()

@@ -35,6 +35,12 @@ class Method(Protocol):
         networks. Sums are over the whole batch, so that what all log and learn is the same.
         """
 
+    def credit(self, transitions: list[Transition]) -> list[list[float]]:
+        """How much better than the policy's mean each token of each action is held to be, in units of reward.
+
+        For looking at (of a method that `trains`): nothing is learnt from it, and it changes nothing.
+        """
+
     def get_state(self) -> dict:
         """State of the optimisers, for a checkpoint."""
 

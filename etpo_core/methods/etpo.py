@@ -36,6 +36,8 @@ class ETPO:
         policy_lr: learning rate of the policy's adapter.
         critic_lr: learning rate of the critic's adapter.
         value_lr: learning rate of the critic's value head.
+        epochs: passes over a batch; after the first, actions were drawn from another policy than the current one,
+            which the targets correct for.
         reflect: whether failed tries come back with their error.
     """
 
@@ -53,13 +55,14 @@ class ETPO:
         policy_lr: float,
         critic_lr: float,
         value_lr: float,
+        epochs: int = 1,
         reflect: bool,
     ):
         if reading not in READINGS:
             raise unknown("reading of Q", reading, READINGS)
         self.beta, self.gamma, self.lam, self.tau = beta, gamma, lam, tau
         self.reading = READINGS[reading]
-        self.advantage_prior, self.reflect = advantage_prior, reflect
+        self.advantage_prior, self.epochs, self.reflect = advantage_prior, epochs, reflect
         self.policy_lr, self.critic_lr, self.value_lr = policy_lr, critic_lr, value_lr
 
     def start(self, agent: Agent, training: Settings) -> None:
@@ -71,17 +74,44 @@ class ETPO:
         self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
 
     def update(self, transitions: list[Transition]) -> dict[str, float]:
-        """One pass over a batch: all gradients are taken at the same parameters, then both networks step."""
+        """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
         agent, total = self.agent, sum(len(t.action) for t in transitions)
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
-        soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this batch
-        # States in which nobody acted yet are evaluated together; the others get their value with their action.
         own = distributed.own(transitions)
-        acted = {t.prompt for t in own}
-        self._next_soft_value([t for t in own if t.next_prompt not in acted], soft_value)
-        for group in micro_batches(own, self.tokens_at_once):
+        groups = [(group, pack(agent, group)) for group in micro_batches(own, self.tokens_at_once)]
+        actor: list[Tensor] = []  # states of the policy that drew the actions: what it is in the first pass
+        for epoch in range(self.epochs):
+            of_pass = self._pass(groups, actor, total)
+            optimiser_step(self.policy_optimiser, self.grad_norm)
+            optimiser_step(self.critic_optimiser, self.grad_norm)
+            agent.track(("critic", "target_critic"), self.tau)
+            for name in ("policy_loss", "critic_loss"):
+                sums[name] += of_pass[name] / self.epochs
+            if epoch == 0:
+                sums["kl"] = of_pass["kl"]  # of the policy that acted
+        sums = distributed.total(sums)
+        return {
+            "policy_loss": sums["policy_loss"] / total,
+            "critic_loss": sums["critic_loss"] / total,
+            "kl_per_token": sums["kl"] / total,
+            "kl_per_action": sums["kl"] / len(transitions),
+        }
+
+    def _pass(
+        self, groups: list[tuple[list[Transition], Sequences]], actor: list[Tensor], total: int
+    ) -> dict[str, float]:
+        """Adds up the gradients of both losses, each divided by `total` tokens; returns sums of what is logged.
+
+        `actor` holds a tensor for each group, or is empty in the first pass, which fills it.
+        """
+        agent, first = self.agent, not actor
+        sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
+        soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
+        # States in which nobody acted yet are evaluated together; the others get their value with their action.
+        acted = {t.prompt for group, _ in groups for t in group}
+        self._next_soft_value([t for group, _ in groups for t in group if t.next_prompt not in acted], soft_value)
+        for number, (group, batch) in enumerate(groups):
             next_soft_value = self._next_soft_value(group, soft_value)
-            batch = pack(agent, group)
             reference = agent.hidden("reference", batch)
             target = agent.hidden("target_critic", batch)
             critic = agent.hidden("critic", batch, grad=True)
@@ -90,8 +120,10 @@ class ETPO:
             terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
             values, kl = self.reading.expected(agent, policy, reference, target, self.beta), terms.kl
             correction = {}
-            if not self.drawn_from_policy:
-                overlap = streamed(self._overlap, policy.detach(), reference, target)[0]
+            if first:
+                actor.append(policy.detach())
+            if not (first and self.drawn_from_policy):
+                overlap = streamed(self._overlap, policy.detach(), reference, target, actor[number])[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
                     "baseline": batch.to_padded(self.reading.level(agent, target) + overlap),
@@ -108,16 +140,15 @@ class ETPO:
             sums["policy_loss"] += float(terms.policy_loss.detach().sum())
             sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
-        optimiser_step(self.policy_optimiser, self.grad_norm)
-        optimiser_step(self.critic_optimiser, self.grad_norm)
-        agent.track(("critic", "target_critic"), self.tau)
-        sums = distributed.total(sums)
-        return {
-            "policy_loss": sums["policy_loss"] / total,
-            "critic_loss": sums["critic_loss"] / total,
-            "kl_per_token": sums["kl"] / total,
-            "kl_per_action": sums["kl"] / len(transitions),
-        }
+        return sums
+
+    @torch.no_grad()
+    def credit(self, transitions: list[Transition]) -> list[list[float]]:
+        """See `Method.credit`: Q of each token less its mean under the policy."""
+        agent, batch = self.agent, pack(self.agent, transitions)
+        policy, reference, critic = (agent.hidden(role, batch) for role in ("policy", "reference", "critic"))
+        advantage = self.reading.advantage(agent, policy, reference, critic, batch.tokens, self.beta)
+        return [part.tolist() for part in advantage.split(batch.lengths.tolist())]
 
     # Targets ---------------------------------------------------------------------------------------------------
 
@@ -125,11 +156,12 @@ class ETPO:
         """The critic's loss [N] for Q of the tokens taken."""
         return critic_loss(q_taken, targets)
 
-    def _overlap(self, policy: Tensor, reference: Tensor, target: Tensor) -> list[Tensor]:
+    def _overlap(self, policy: Tensor, reference: Tensor, target: Tensor, actor: Tensor) -> list[Tensor]:
         """The target critic's Q, less its level, averaged over what policy and sampling distribution share."""
         policy_logits, reference_logits, target_logits = (self.agent.logits(h) for h in (policy, reference, target))
+        drawn_from = next_token_distribution(self.agent.logits(actor), *self.sampling)
         q = self.reading.varying(policy_logits, reference_logits, target_logits, self.beta)
-        return [overlap_q(policy_logits, next_token_distribution(policy_logits, *self.sampling), q)]
+        return [overlap_q(policy_logits, drawn_from, q)]
 
     def _importance(self, batch: Sequences, group: list[Transition], log_prob: Tensor) -> Tensor:
         """pi(w) / mu(w) of the sampled tokens [batch, longest], mu being what they were drawn from."""

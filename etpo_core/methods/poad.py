@@ -95,6 +95,16 @@ class POAD:
             "kl_per_action": sums["kl"] / len(transitions),
         }
 
+    @torch.no_grad()
+    def credit(self, transitions: list[Transition]) -> list[list[float]]:
+        """See `Method.credit`: the lambda-return behind each token less the value before it."""
+        agent, batch = self.agent, pack(self.agent, transitions)
+        policy, reference = (token_log_prob(agent, batch, agent.hidden(r, batch)) for r in ("policy", "reference"))
+        values = agent.value("critic", agent.hidden("critic", batch))
+        (following,) = self._next_values([transitions], [batch], [values])
+        returns = self._returns(transitions, batch, values, self.beta * (policy - reference), following)
+        return [part.tolist() for part in (returns - values).split(batch.lengths.tolist())]
+
     def _returns(
         self, group: list[Transition], batch: Sequences, values: Tensor, penalty: Tensor, next_value: Tensor
     ) -> Tensor:

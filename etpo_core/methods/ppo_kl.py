@@ -100,6 +100,18 @@ class PPOKL:
             "kl_per_action": sums["kl"] / len(transitions),
         }
 
+    @torch.no_grad()
+    def credit(self, transitions: list[Transition]) -> list[list[float]]:
+        """See `Method.credit`: the advantage of the action, for each of its tokens."""
+        agent, batch = self.agent, pack(self.agent, transitions)
+        policy, reference = (agent.hidden(role, batch) for role in ("policy", "reference"))
+        log_ratio = self._action_log_prob(batch, policy) - self._action_log_prob(batch, reference)
+        reward = torch.tensor([t.reward for t in transitions], device=agent.device)
+        state = reference[batch.lengths.cumsum(0) - batch.lengths]
+        returns = reward - self.beta * log_ratio + self.gamma * self._next_value(transitions, state)
+        advantage = returns - agent.value("critic", state)
+        return [[a] * len(t.action) for a, t in zip(advantage.tolist(), transitions, strict=True)]
+
     def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:
         """log pi(a|s) [batch] from the policy's hidden states at the action positions."""
         return batch.to_padded(token_log_prob(self.agent, batch, hidden)).sum(-1)

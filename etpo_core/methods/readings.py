@@ -50,6 +50,11 @@ class Reading(Protocol):
     def expected(self, agent: Agent, policy: Tensor, reference: Tensor, target: Tensor, beta: float) -> Tensor:
         """E_pi[Q] of the target critic [N], no gradient."""
 
+    def advantage(
+        self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
+    ) -> Tensor:
+        """Q of the tokens [N] that were taken, less E_pi[Q], of the critic that learns; no gradient."""
+
     def level(self, agent: Agent, target: Tensor) -> Tensor | float:
         """The part of Q of the target critic that is the same for all tokens, [N] or 0."""
 
@@ -68,6 +73,10 @@ class Dueling:
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
         """See `Reading.expected`: V, because the advantage is centred under the policy."""
         return self.level(agent, target)
+
+    def advantage(self, agent, policy, reference, critic, tokens, beta) -> Tensor:
+        """See `Reading.advantage`."""
+        return dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta).advantage.detach()
 
     def level(self, agent, target) -> Tensor:
         """See `Reading.level`: V."""
@@ -124,6 +133,12 @@ class OnLogits:
         """See `Reading.expected`."""
         q = self.states(reference, target, beta)
         return statistics(policy.detach(), agent.head_weight, q=q).expected_q
+
+    def advantage(self, agent, policy, reference, critic, tokens, beta) -> Tensor:
+        """See `Reading.advantage`."""
+        q = self.states(reference, critic, beta).detach()
+        of_q = statistics(policy.detach(), agent.head_weight, q=q, tokens=tokens)
+        return of_q.q_taken - of_q.expected_q
 
     def level(self, agent, target) -> float:
         """See `Reading.level`: nothing."""

@@ -145,6 +145,7 @@ class Released(ETPO):
             policy_lr=policy_lr,
             critic_lr=critic_lr,
             value_lr=0.0,
+            epochs=1,
             reflect=reflect,
         )
         if reading == "dueling":
