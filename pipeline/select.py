@@ -10,7 +10,7 @@ import yaml
 
 from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.settings import load_settings
+from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Runs the script."""
     with one_line_errors():
         if len(sys.argv) != 2:
-            raise UserError("expected one argument, the scale: smoke, laptop, study or paper")
+            raise UserError("expected one argument, the scale: smoke, laptop, tuning, study or paper")
         settings = load_settings(sys.argv[1])
         unknown_tasks = [t for t in settings.tasks if t not in TASKS]
         if unknown_tasks:
@@ -28,6 +28,8 @@ def main() -> None:
             )
         selected = {
             "scale": settings.scale,
+            # A scale without a section for perplexity only trains: what is made of its runs is a stage of its own.
+            "whole": [settings.scale] if "perplexity" in read_params()["scales"][settings.scale] else [],
             "model": settings.model,
             "methods": settings.method_names,
             "tasks": settings.tasks,
