@@ -16,11 +16,21 @@ def test_every_scale_names_known_things(scale):
     assert settings.model in settings.base_model
 
 
-@pytest.mark.parametrize("scale", ["study", "paper"])
-def test_the_large_scales_cover_the_paper(scale):
-    settings = load_settings(scale)
-    assert set(settings.tasks) == set(TASKS) and settings.training.env_steps == 500
-    assert settings.environment.max_steps == 5 and settings.environment.split_seeds == [0, 1, 2, 3, 4]
+def test_the_large_scales_cover_the_paper():
+    study, paper = load_settings("study"), load_settings("paper")
+    assert set(paper.tasks) == set(TASKS) > set(study.tasks)
+    kaggle = {name for name, task in TASKS.items() if task.kind.startswith("kaggle")}
+    assert set(study.tasks) == kaggle, "the tasks of the convergence figure"
+    for settings in (study, paper):
+        assert settings.training.env_steps == 500 and settings.environment.max_steps == 5
+        assert settings.environment.split_seeds == [0, 1, 2, 3, 4] and len(settings.seeds) >= 3
+
+
+def test_no_method_is_tuned_on_what_the_study_reports_or_more_often_than_another():
+    tuning = load_settings("tuning")
+    assert not set(tuning.tasks) & {*load_settings("study").tasks, *load_settings("laptop").tasks}
+    variants = [tuning.methods[name].plain().get("method") for name in tuning.method_names]
+    assert variants.count("etpo") == variants.count("ppo_kl") > 1
 
 
 def test_a_scale_overrides_and_the_rest_stays():
