@@ -3,7 +3,7 @@ import numpy as np
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
     from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.svm import LinearSVC
-    model = CalibratedClassifierCV(LinearSVC(C=10, random_state=0))
+    from sklearn.linear_model import RidgeClassifier
+    model = CalibratedClassifierCV(RidgeClassifier())
     model.fit(x_train, y_train)
     return model
