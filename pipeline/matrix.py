@@ -49,7 +49,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
         arguments = {"scale": run.scale, "method": run.method, "task": run.task, "seed": run.seed}
         command = [sys.executable, "-m", "pipeline.train"]
         command += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a word').splitlines()[-1]}")
