@@ -204,11 +204,9 @@ def train(
             )
             # Environments step together; what lies beyond the budget is neither learnt from nor reported.
             transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
-            # As the method holds them when it meets them: the update below changes that.
-            credit = method.credit(transitions[:kept]) if first and method.trains and kept else []
             # Of a last batch with fewer transitions than processes, some would have none to learn from.
             with distributed.everyone_alone(when=len(transitions) < distributed.size()):
-                learnt = method.update(transitions)
+                learnt, credit = method.update(transitions)
             if method.trains:
                 agent.refresh()
             seconds = time.perf_counter() - started
@@ -221,7 +219,7 @@ def train(
             if first:
                 samples = [_sample(r, *record) for r, record in zip(rows[:kept], records[:kept], strict=True)]
                 if credit:
-                    _add_credit(samples, transitions[:kept], agent, credit)
+                    _add_credit(samples, transitions[:kept], agent, credit[:kept])
                 files.write(rows, row, samples)
                 checkpoint = run.folder / "checkpoint" / STATE
                 checkpoint.parent.mkdir(exist_ok=True)

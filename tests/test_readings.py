@@ -117,7 +117,7 @@ def test_sampling_away_from_the_policy_is_corrected_in_every_reading(make_agent,
     method = build_method("etpo", Settings(**section))
     agent = make_agent()
     method.start(agent, Settings(**{**vars(settings.training), "temperature": 0.5, "top_k": 5}))
-    logged = method.update([Transition((1, 2, 3), (4, 5), (-1.0, -2.0), 0.9, True, None)])
+    logged = method.update([Transition((1, 2, 3), (4, 5), (-1.0, -2.0), 0.9, True, None)]).logged
     assert all(value == value for value in logged.values())
 
 

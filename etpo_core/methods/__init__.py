@@ -11,6 +11,7 @@ from ..errors import unknown
 from ..rollout import Transition
 from ..settings import Settings
 from .action_level import ActionLevelETPO
+from .common import Learnt
 from .etpo import ETPO
 from .ntpo import NTPO
 from .poad import POAD
@@ -28,17 +29,11 @@ class Method(Protocol):
     def start(self, agent, training: Settings) -> None:
         """Takes the agent whose adapters will be trained, and the `training` section of the settings."""
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
-        """Learns from one batch and returns what is to be logged.
+    def update(self, transitions: list[Transition]) -> Learnt:
+        """Learns from one batch.
 
         Several processes are all given the whole batch, and each passes its `distributed.own` transitions through the
         networks. Sums are over the whole batch, so that what all log and learn is the same.
-        """
-
-    def credit(self, transitions: list[Transition]) -> list[list[float]]:
-        """How much better than the policy's mean each token of each action is held to be, in units of reward.
-
-        For looking at (of a method that `trains`): nothing is learnt from it, and it changes nothing.
         """
 
     def get_state(self) -> dict:

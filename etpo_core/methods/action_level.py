@@ -12,6 +12,7 @@ from torch import Tensor
 from ..agent import Sequences
 from ..bellman import action_targets
 from ..rollout import Transition
+from .common import Learnt
 from .etpo import ETPO
 
 
@@ -20,11 +21,11 @@ class ActionLevelETPO(ETPO):
 
     action_kl = 0.0  # mean KL of an action in the batch before
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """See `ETPO.update`."""
-        logged = super().update(transitions)
-        self.action_kl = logged["kl_per_action"]
-        return logged
+        learnt = super().update(transitions)
+        self.action_kl = learnt.logged["kl_per_action"]
+        return learnt
 
     def _targets(
         self,

@@ -1,6 +1,7 @@
 """What the trained methods share: micro-batches, the soft value of a next state, the optimiser step."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,32 @@ from .. import distributed
 from ..agent import Agent, Sequences, shared_length
 from ..head import statistics
 from ..rollout import Transition
+
+
+class Learnt(NamedTuple):
+    """What an update tells.
+
+    Attributes:
+        logged: figures for `updates.csv`.
+        credit: how much better than the policy's mean each token of each action was held to be, in units of reward,
+            before anything was learnt from the batch; a list for each transition, in their order. Empty for a method
+            that does not train.
+    """
+
+    logged: dict[str, float]
+    credit: list[list[float]]
+
+
+def credit_of(
+    transitions: Sequence[Transition], groups: Iterable[Sequence[Transition]], parts: Iterable[Sequence[Tensor]]
+) -> list[list[float]]:
+    """`Learnt.credit` of a whole batch from this process's groups: for each a tensor [tokens] of every transition."""
+    held = {
+        id(t): part.tolist()
+        for group, of_group in zip(groups, parts, strict=True)
+        for t, part in zip(group, of_group, strict=True)
+    }
+    return distributed.merge([held[id(t)] for t in distributed.own(transitions)])
 
 
 def micro_batches(transitions: Sequence[Transition], tokens: int) -> Iterator[list[Transition]]:

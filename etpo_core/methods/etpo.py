@@ -7,6 +7,8 @@ everywhere and the policy starts exactly at its optimum rho; what moves Q of one
 that much over beta. Only sampled tokens are regressed, so `advantage_prior` holds the advantage of all others near 0.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,16 @@ from ..head import streamed
 from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import critic_optimiser, micro_batches, next_token_kl, optimiser_step, pack, state_batches
+from .common import (
+    Learnt,
+    credit_of,
+    critic_optimiser,
+    micro_batches,
+    next_token_kl,
+    optimiser_step,
+    pack,
+    state_batches,
+)
 from .readings import READINGS
 
 
@@ -73,57 +84,67 @@ class ETPO:
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
         self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
-        agent, total = self.agent, sum(len(t.action) for t in transitions)
-        sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
-        own = distributed.own(transitions)
-        groups = [(group, pack(agent, group)) for group in micro_batches(own, self.tokens_at_once)]
+        total = sum(len(t.action) for t in transitions)
+        groups = list(micro_batches(distributed.own(transitions), self.tokens_at_once))
+        losses, held = {"policy_loss": 0.0, "critic_loss": 0.0}, []
         actor: list[Tensor] = []  # states of the policy that drew the actions: what it is in the first pass
         for epoch in range(self.epochs):
-            of_pass = self._pass(groups, actor, total)
+            of_pass, advantages = self._pass(groups, actor, total)
             optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
-            agent.track(("critic", "target_critic"), self.tau)
-            for name in ("policy_loss", "critic_loss"):
-                sums[name] += of_pass[name] / self.epochs
-            if epoch == 0:
-                sums["kl"] = of_pass["kl"]  # of the policy that acted
-        sums = distributed.total(sums)
-        return {
+            self.agent.track(("critic", "target_critic"), self.tau)
+            for name in losses:
+                losses[name] += of_pass[name] / self.epochs
+            if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
+                kl, held = of_pass["kl"], advantages
+        sums = distributed.total({**losses, "kl": kl})
+        logged = {
             "policy_loss": sums["policy_loss"] / total,
             "critic_loss": sums["critic_loss"] / total,
             "kl_per_token": sums["kl"] / total,
             "kl_per_action": sums["kl"] / len(transitions),
         }
+        return Learnt(logged, credit_of(transitions, groups, held))
 
     def _pass(
-        self, groups: list[tuple[list[Transition], Sequences]], actor: list[Tensor], total: int
-    ) -> dict[str, float]:
-        """Adds up the gradients of both losses, each divided by `total` tokens; returns sums of what is logged.
+        self, groups: list[list[Transition]], actor: list[Tensor], total: int
+    ) -> tuple[dict[str, float], list[Sequence[Tensor]]]:
+        """Adds up the gradients of both losses, each divided by `total` tokens.
 
-        `actor` holds a tensor for each group, or is empty in the first pass, which fills it.
+        `actor` holds a tensor for each group, or is empty in the first pass, which fills it if there is to be another.
+
+        Returns:
+            Sums of what is logged, and the advantages of each group's actions.
         """
         agent, first = self.agent, not actor
-        sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}
+        corrects = not (first and self.drawn_from_policy)
+        sums, advantages = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, []
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
-        acted = {t.prompt for group, _ in groups for t in group}
-        self._next_soft_value([t for group, _ in groups for t in group if t.next_prompt not in acted], soft_value)
-        for number, (group, batch) in enumerate(groups):
-            next_soft_value = self._next_soft_value(group, soft_value)
+        acted = {t.prompt for group in groups for t in group}
+        follow = {t.next_prompt for group in groups for t in group if not t.done}
+        self._next_soft_value([t for group in groups for t in group if t.next_prompt not in acted], soft_value)
+        for number, group in enumerate(groups):
+            batch, next_soft_value = pack(agent, group), self._next_soft_value(group, soft_value)
             reference = agent.hidden("reference", batch)
-            target = agent.hidden("target_critic", batch)
             critic = agent.hidden("critic", batch, grad=True)
             policy = agent.hidden("policy", batch, grad=True)
-
             terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
-            values, kl = self.reading.expected(agent, policy, reference, target, self.beta), terms.kl
-            correction = {}
-            if first:
+            # At lambda = 1 no value inside an action enters a target: only states that follow an action are evaluated.
+            target, values, kl = None, torch.zeros_like(terms.kl), terms.kl
+            if corrects or self.lam < 1 or any(t.prompt in follow for t in group):
+                target = agent.hidden("target_critic", batch)
+                values = self.reading.expected(agent, policy, reference, target, self.beta)
+                states = self._state_values(batch, values, kl).tolist()
+                soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
+            if first and self.epochs > 1:
                 actor.append(policy.detach())
-            if not (first and self.drawn_from_policy):
-                overlap = streamed(self._overlap, policy.detach(), reference, target, actor[number])[0]
+            correction = {}
+            if corrects:
+                drawn_by = policy.detach() if first else actor[number]
+                overlap = streamed(self._overlap, policy.detach(), reference, target, drawn_by)[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
                     "baseline": batch.to_padded(self.reading.level(agent, target) + overlap),
@@ -135,20 +156,11 @@ class ETPO:
             critic_total = error + self.advantage_prior * terms.prior
             ((terms.policy_loss + critic_total).sum() / total).backward()
 
-            states = self._state_values(batch, values, kl).tolist()
-            soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
+            advantages.append(terms.advantage.split(batch.lengths.tolist()))
             sums["policy_loss"] += float(terms.policy_loss.detach().sum())
             sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
-        return sums
-
-    @torch.no_grad()
-    def credit(self, transitions: list[Transition]) -> list[list[float]]:
-        """See `Method.credit`: Q of each token less its mean under the policy."""
-        agent, batch = self.agent, pack(self.agent, transitions)
-        policy, reference, critic = (agent.hidden(role, batch) for role in ("policy", "reference", "critic"))
-        advantage = self.reading.advantage(agent, policy, reference, critic, batch.tokens, self.beta)
-        return [part.tolist() for part in advantage.split(batch.lengths.tolist())]
+        return sums, advantages
 
     # Targets ---------------------------------------------------------------------------------------------------
 

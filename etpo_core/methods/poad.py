@@ -15,7 +15,16 @@ from ..head import statistics
 from ..losses import critic_loss, ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import critic_optimiser, micro_batches, optimiser_step, pack, state_batches, token_log_prob
+from .common import (
+    Learnt,
+    credit_of,
+    critic_optimiser,
+    micro_batches,
+    optimiser_step,
+    pack,
+    state_batches,
+    token_log_prob,
+)
 
 
 class POAD:
@@ -58,7 +67,7 @@ class POAD:
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
         self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
         agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         batches, total = [pack(agent, group) for group in groups], sum(len(t.action) for t in transitions)
@@ -88,22 +97,15 @@ class POAD:
             optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
         sums = distributed.total({**sums, "kl": kl})
-        return {
+        logged = {
             "policy_loss": sums["policy_loss"] / (total * self.epochs),
             "critic_loss": sums["critic_loss"] / (total * self.epochs),
             "kl_per_token": sums["kl"] / total,
             "kl_per_action": sums["kl"] / len(transitions),
         }
-
-    @torch.no_grad()
-    def credit(self, transitions: list[Transition]) -> list[list[float]]:
-        """See `Method.credit`: the lambda-return behind each token less the value before it."""
-        agent, batch = self.agent, pack(self.agent, transitions)
-        policy, reference = (token_log_prob(agent, batch, agent.hidden(r, batch)) for r in ("policy", "reference"))
-        values = agent.value("critic", agent.hidden("critic", batch))
-        (following,) = self._next_values([transitions], [batch], [values])
-        returns = self._returns(transitions, batch, values, self.beta * (policy - reference), following)
-        return [part.tolist() for part in (returns - values).split(batch.lengths.tolist())]
+        pairs = zip(returns, values, batches, strict=True)
+        held = [(goal - value).split(batch.lengths.tolist()) for goal, value, batch in pairs]
+        return Learnt(logged, credit_of(transitions, groups, held))
 
     def _returns(
         self, group: list[Transition], batch: Sequences, values: Tensor, penalty: Tensor, next_value: Tensor

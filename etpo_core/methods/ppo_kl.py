@@ -16,7 +16,7 @@ from ..head import statistics
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, optimiser_step, pack, state_batches, token_log_prob
+from .common import Learnt, credit_of, micro_batches, optimiser_step, pack, state_batches, token_log_prob
 
 
 class PPOKL:
@@ -56,7 +56,7 @@ class PPOKL:
             agent.value_heads["critic"].parameters(), lr=self.value_lr, weight_decay=0.0
         )
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""
         agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         batches = [pack(agent, group) for group in groups]
@@ -76,6 +76,7 @@ class PPOKL:
             reward = reward - self.beta * torch.cat(log_ratios)
             returns = reward + self.gamma * self._next_value(ordered, state)
             advantage = returns - agent.value("critic", state)
+            held = [a.expand(len(t.action)) for a, t in zip(advantage, ordered, strict=True)]
             everyones = distributed.concatenated(advantage)
             advantage = (advantage - everyones.mean()) / (everyones.std(correction=0) + 1e-8)
         sums = {"policy_loss": 0.0, "critic_loss": 0.0}
@@ -93,24 +94,13 @@ class PPOKL:
             optimiser_step(self.critic_optimiser, self.grad_norm)
         sums = distributed.total({**sums, "kl": kl})
         scale = 1.0 / (len(transitions) * self.epochs)
-        return {
+        logged = {
             "policy_loss": sums["policy_loss"] * scale,
             "critic_loss": sums["critic_loss"] * scale,
             "kl_per_token": sums["kl"] / sum(len(t.action) for t in transitions),
             "kl_per_action": sums["kl"] / len(transitions),
         }
-
-    @torch.no_grad()
-    def credit(self, transitions: list[Transition]) -> list[list[float]]:
-        """See `Method.credit`: the advantage of the action, for each of its tokens."""
-        agent, batch = self.agent, pack(self.agent, transitions)
-        policy, reference = (agent.hidden(role, batch) for role in ("policy", "reference"))
-        log_ratio = self._action_log_prob(batch, policy) - self._action_log_prob(batch, reference)
-        reward = torch.tensor([t.reward for t in transitions], device=agent.device)
-        state = reference[batch.lengths.cumsum(0) - batch.lengths]
-        returns = reward - self.beta * log_ratio + self.gamma * self._next_value(transitions, state)
-        advantage = returns - agent.value("critic", state)
-        return [[a] * len(t.action) for a, t in zip(advantage.tolist(), transitions, strict=True)]
+        return Learnt(logged, credit_of(transitions, [ordered], [held]))
 
     def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:
         """log pi(a|s) [batch] from the policy's hidden states at the action positions."""

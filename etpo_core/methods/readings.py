@@ -29,6 +29,7 @@ class Terms(NamedTuple):
         kl: KL[pi || rho], no gradient.
         log_prob: log pi of the token taken, no gradient.
         q_taken: Q of the token taken by the critic that learns; gradient into the critic only.
+        advantage: the same less E_pi[Q] of that critic, no gradient.
         prior: what holds the advantage of tokens that were not taken; gradient into the critic only.
     """
 
@@ -36,6 +37,7 @@ class Terms(NamedTuple):
     kl: Tensor
     log_prob: Tensor
     q_taken: Tensor
+    advantage: Tensor
     prior: Tensor
 
 
@@ -50,11 +52,6 @@ class Reading(Protocol):
     def expected(self, agent: Agent, policy: Tensor, reference: Tensor, target: Tensor, beta: float) -> Tensor:
         """E_pi[Q] of the target critic [N], no gradient."""
 
-    def advantage(
-        self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
-    ) -> Tensor:
-        """Q of the tokens [N] that were taken, less E_pi[Q], of the critic that learns; no gradient."""
-
     def level(self, agent: Agent, target: Tensor) -> Tensor | float:
         """The part of Q of the target critic that is the same for all tokens, [N] or 0."""
 
@@ -68,15 +65,12 @@ class Dueling:
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; the prior is E_pi[A^2]."""
         t = dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta)
-        return Terms(t.policy_loss, t.kl, t.log_prob, agent.value("critic", critic) + t.advantage, t.spread)
+        q_taken = agent.value("critic", critic) + t.advantage
+        return Terms(t.policy_loss, t.kl, t.log_prob, q_taken, t.advantage.detach(), t.spread)
 
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
         """See `Reading.expected`: V, because the advantage is centred under the policy."""
         return self.level(agent, target)
-
-    def advantage(self, agent, policy, reference, critic, tokens, beta) -> Tensor:
-        """See `Reading.advantage`."""
-        return dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta).advantage.detach()
 
     def level(self, agent, target) -> Tensor:
         """See `Reading.level`: V."""
@@ -127,18 +121,13 @@ class OnLogits:
         """See `Reading.terms`; there is no prior."""
         t = self.policy_terms(agent, policy, reference, critic, tokens, beta)
         q_taken = logit_taken(self.states(reference, critic, beta), agent.head_weight, tokens)
-        return Terms(t.loss, t.kl, t.log_prob, q_taken, torch.zeros_like(q_taken))
+        advantage = q_taken.detach() - self.expected(agent, policy, reference, critic.detach(), beta)
+        return Terms(t.loss, t.kl, t.log_prob, q_taken, advantage, torch.zeros_like(q_taken))
 
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
         """See `Reading.expected`."""
         q = self.states(reference, target, beta)
         return statistics(policy.detach(), agent.head_weight, q=q).expected_q
-
-    def advantage(self, agent, policy, reference, critic, tokens, beta) -> Tensor:
-        """See `Reading.advantage`."""
-        q = self.states(reference, critic, beta).detach()
-        of_q = statistics(policy.detach(), agent.head_weight, q=q, tokens=tokens)
-        return of_q.q_taken - of_q.expected_q
 
     def level(self, agent, target) -> float:
         """See `Reading.level`: nothing."""

@@ -2,6 +2,7 @@
 
 from ..rollout import Transition
 from ..settings import Settings
+from .common import Learnt
 
 
 class Reflection:
@@ -20,9 +21,9 @@ class Reflection:
     def start(self, agent, training: Settings) -> None:
         """Nothing to prepare."""
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """Nothing to learn."""
-        return {}
+        return Learnt({}, [])
 
     def get_state(self) -> dict:
         """Nothing to keep."""

@@ -29,7 +29,7 @@ from ..head import PolicyTerms, streamed
 from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import micro_batches, next_token_kl, pack
+from .common import Learnt, micro_batches, next_token_kl, pack
 from .etpo import ETPO
 from .readings import OnLogits
 
@@ -163,16 +163,16 @@ class Released(ETPO):
             self.policy_optimiser = Lion(agent.parameters("policy"), self.policy_lr)
             self.critic_optimiser = Lion(agent.parameters("critic"), self.critic_lr)
 
-    def update(self, transitions: list[Transition]) -> dict[str, float]:
+    def update(self, transitions: list[Transition]) -> Learnt:
         """See `ETPO.update`."""
         self._kl_after = self._kl_of_following(distributed.own(transitions)) if self.late_kl else {}
-        logged = super().update(transitions)
+        learnt = super().update(transitions)
         if self.half_weights:
             with torch.no_grad():
                 for adapter in ("policy", "critic", "target_critic"):
                     for parameter in self.agent.parameters(adapter):
                         parameter.copy_(parameter.half())
-        return logged
+        return learnt
 
     @torch.no_grad()
     def _kl_of_following(self, transitions: list[Transition]) -> dict[int, Tensor]:
