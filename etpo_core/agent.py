@@ -103,7 +103,8 @@ class Agent:
         alpha: LoRA scale, alpha / rank.
         layers: how many of the last layers have adapters; 0, or more than there are, for all.
         seed: of the adapters' initial weights.
-        precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast).
+        precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast), and those of the head but
+            for the policy's own logits, which are float32 products with the head's weights rounded to bfloat16.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class Agent:
         self.compute_dtype = getattr(torch, precision)
         model.requires_grad_(False)
         causal = model
-        self.head_weight = causal.get_output_embeddings().weight.detach().float()
+        self._output = causal.get_output_embeddings().weight.detach()
+        self.head_weight = self._output.to(self.compute_dtype)
         self.value_heads = nn.ModuleDict()
         if rank is not None:
             torch.manual_seed(seed)
@@ -208,7 +210,7 @@ class Agent:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [n, vocabulary] in float32 of hidden states [n, H]."""
-        return hidden @ self.head_weight.T
+        return hidden @ self._output.float().T
 
     def value(self, adapter: str, hidden: Tensor) -> Tensor:
         """The scalar value [N] that an adapter's value head reads off hidden states [N, H].
