@@ -26,6 +26,7 @@ from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
 
 ADAPTERS = ("policy", "critic", "target_critic")
+KEPT = 8  # batches at most whose common layers' states are kept for another role or another pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class Agent:
             self.track(("critic", "target_critic"), 0.0)
         self._causal = causal
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
-        self._below = weakref.WeakKeyDictionary()  # what the roles have in common, as long as a batch lives
+        self._below = weakref.WeakKeyDictionary()  # what the roles have in common, of the last batches that still live
         self._decoder: Decoder | None = None
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
         self._encode = lru_cache(maxsize=256)(
@@ -192,6 +193,8 @@ class Agent:
             if self._body is not None:
                 adapter = role if self.trainable and role != "reference" else None
                 if sequences not in self._below:
+                    while len(self._below) >= KEPT:  # memory must not grow with the number of batches of an update
+                        del self._below[next(iter(self._below))]
                     self._below[sequences] = self._body.below(sequences.prefix, sequences.ids)
                 out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])
             else:

@@ -466,8 +466,8 @@ def _merged(one: tuple[Tensor, Tensor] | None, two: tuple[Tensor, Tensor]) -> tu
 
 # ----------------------------------------------------------------------------------------------------- the kernels
 # Everything element-wise, on one tile [m, n, v]: the policy's probabilities, then the logits of the differences to it.
-# A kernel leaves its result in the tile. Each is there twice: written plainly, for a compiler to make one loop of it, and
-# with every step in one of two wide buffers of the tile's shape, which is what runs without a compiler.
+# A kernel leaves its result in the tile. Each is there twice: written plainly, for a compiler to make one loop of it,
+# and with every step in one of two wide buffers of the tile's shape, which is what runs without a compiler.
 
 
 def _sums(logits: Tensor, tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
