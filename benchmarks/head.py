@@ -3,14 +3,17 @@
 Three workloads: "statistics" (KL, E_pi[Q], Q(a), log pi(a), no gradient), "policy loss" (the loss, KL and log pi(a),
 with the gradient for the hidden states) and "dueling" (all of ETPO's terms, with their gradients). Each is run
 
-    products    its products with the head alone, at the block sizes of the head, into memory that is reused
+    products    its products with the head alone, at the block sizes of the head, into memory that is reused: the
+                policy's logits in float32, the others in the dtype of the head
+    narrow      the same, all of them in the dtype of the head
     eager       `etpo_core.head` as it is by default
     compiled    the same after `use_compiled`, where that works
     naive       whole float32 logits of every network, the pure functions, autograd
 
 and "critic" is an indexed dot product and its gradient, which needs no product with the vocabulary. Variants take
 turns, so that a busy machine meets them alike; "of_products" and "of_naive" are medians of the ratios of a turn.
-"cpu_of_products" compares the least CPU times, which with OMP_NUM_THREADS=1 depend least on other load.
+"cpu_of_products" and "cpu_of_narrow" compare the least CPU times, which with OMP_NUM_THREADS=1 depend least on other
+load.
 "extra_mib" is measured in a process of its own for each variant: the peak of resident memory (VmHWM, reset before)
 less what was resident before the call, or torch.cuda's peak of allocated memory. Growth: the same times over N and V
 with the slope of log time over log size, and the peak over N. Runs on a GPU if there is one.
@@ -37,7 +40,7 @@ from etpo_core.machine import use_fast_matmul
 
 WIDTH, BETA = 576, 0.1  # hidden size of SmolLM2-135M
 WORKLOADS = {"statistics": (2, 1), "policy loss": (3, 1), "dueling": (3, 3)}  # products with the head: forward, back
-VARIANTS = ("products", "eager", "naive")
+VARIANTS = ("products", "narrow", "eager", "naive")
 
 
 class Case:
@@ -61,8 +64,8 @@ class Case:
 
     def run(self, workload: str, variant: str) -> None:
         """One call and its backward pass."""
-        if variant == "products":
-            self._products(*WORKLOADS[workload])
+        if variant in ("products", "narrow"):
+            self._products(*WORKLOADS[workload], narrow=variant == "narrow")
             return
         if workload == "critic":
             head.logit_taken(self.critic, self.weight, self.tokens).square().sum().backward()
@@ -108,16 +111,22 @@ class Case:
     def _logits(self) -> list[torch.Tensor]:
         return [(h @ self.weight.T).float() for h in (self.policy, self.reference, self.critic)]
 
-    def _products(self, forward: int, back: int) -> None:
+    def _products(self, forward: int, back: int, narrow: bool) -> None:
         blocks = head.CPU_BLOCKS if self.weight.device.type == "cpu" else head.GPU_BLOCKS
         rows = min(blocks.positions, len(self.policy))
         hidden = self.policy.detach()[:rows].repeat(forward, 1)
+        policy, widened = hidden[:rows].float(), self.weight[: blocks.vocabulary].float()
         logits = hidden.new_ones(forward * rows, min(blocks.vocabulary, len(self.weight)))
+        exact = policy.new_empty(rows, logits.shape[1])
         pulled = hidden.new_empty(back * rows, WIDTH)
         for _ in range(math.ceil(len(self.policy) / rows)):
             for part in self.weight.split(blocks.vocabulary):
                 tile = logits.flatten()[: len(logits) * len(part)].view(len(logits), -1)
-                torch.mm(hidden, part.T, out=tile)
+                if narrow:
+                    torch.mm(hidden, part.T, out=tile)
+                else:
+                    torch.mm(policy, widened[: len(part)].T, out=exact.flatten()[: rows * len(part)].view(rows, -1))
+                    torch.mm(hidden[rows:], part.T, out=tile[rows:])
                 torch.mm(tile[: back * rows], part, out=pulled)
 
 
@@ -202,7 +211,7 @@ def compare(arguments: argparse.Namespace, device: str, compiled: bool) -> list[
 
         return run
 
-    variants = ("products", "eager", "compiled", "naive") if compiled else VARIANTS
+    variants = ("products", "narrow", "eager", "compiled", "naive") if compiled else VARIANTS
     calls = {(w, v): call(w, v) for w in arguments.workloads for v in variants} | {
         ("critic", "eager"): call("critic", "eager")
     }
@@ -216,7 +225,7 @@ def compare(arguments: argparse.Namespace, device: str, compiled: bool) -> list[
 
     rows = []
     for (workload, variant), (wall, cpu) in times.items():
-        key, products = (workload, variant), (workload, "products")
+        key, products, narrow = (workload, variant), (workload, "products"), (workload, "narrow")
         inputs = (arguments.positions, arguments.vocabulary, arguments.dtype)
         rows.append(
             {
@@ -229,6 +238,7 @@ def compare(arguments: argparse.Namespace, device: str, compiled: bool) -> list[
                 "cpu_ms_min": round(min(cpu) * 1000, 2),
                 "of_products": ratio(key, products),
                 "cpu_of_products": round(min(cpu) / min(times[products][1]), 3) if products in times else "",
+                "cpu_of_narrow": round(min(cpu) / min(times[narrow][1]), 3) if narrow in times else "",
                 "of_naive": ratio(key, (workload, "naive")),
                 "of_policy_loss": ratio(key, ("policy loss", "eager")) if workload == "critic" else "",
                 # Compiled kernels are not compiled again for this: they need less than the eager ones.

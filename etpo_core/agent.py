@@ -26,6 +26,7 @@ from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
 
 ADAPTERS = ("policy", "critic", "target_critic")
+KEPT = 8  # batches at most whose common layers' states are kept for another role or another pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,8 @@ class Agent:
         alpha: LoRA scale, alpha / rank.
         layers: how many of the last layers have adapters; 0, or more than there are, for all.
         seed: of the adapters' initial weights.
-        precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast).
+        precision: "float32", or "bfloat16" to run the body's products in bfloat16 (autocast), and those of the head but
+            for the policy's own logits, which are float32 products with the head's weights rounded to bfloat16.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class Agent:
         self.compute_dtype = getattr(torch, precision)
         model.requires_grad_(False)
         causal = model
-        self.head_weight = causal.get_output_embeddings().weight.detach().float()
+        self._output = causal.get_output_embeddings().weight.detach()
+        self.head_weight = self._output.to(self.compute_dtype)
         self.value_heads = nn.ModuleDict()
         if rank is not None:
             torch.manual_seed(seed)
@@ -139,7 +142,7 @@ class Agent:
             self.track(("critic", "target_critic"), 0.0)
         self._causal = causal
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
-        self._below = weakref.WeakKeyDictionary()  # what the roles have in common, as long as a batch lives
+        self._below = weakref.WeakKeyDictionary()  # what the roles have in common, of the last batches that still live
         self._decoder: Decoder | None = None
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
         self._encode = lru_cache(maxsize=256)(
@@ -190,6 +193,8 @@ class Agent:
             if self._body is not None:
                 adapter = role if self.trainable and role != "reference" else None
                 if sequences not in self._below:
+                    while len(self._below) >= KEPT:  # memory must not grow with the number of batches of an update
+                        del self._below[next(iter(self._below))]
                     self._below[sequences] = self._body.below(sequences.prefix, sequences.ids)
                 out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])
             else:
@@ -208,7 +213,7 @@ class Agent:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [n, vocabulary] in float32 of hidden states [n, H]."""
-        return hidden @ self.head_weight.T
+        return hidden @ self._output.float().T
 
     def value(self, adapter: str, hidden: Tensor) -> Tensor:
         """The scalar value [N] that an adapter's value head reads off hidden states [N, H].

@@ -17,8 +17,9 @@ That the head is linear and shared saves products with it, and saves digits:
   loss is such a KL whichever way Q is read.
 
 Products are taken in the dtype of W (bfloat16, float32 or float64), sums over a tile in float32 or wider, and sums over
-tiles in float64. Hidden states may have another dtype than W. Results are float32, or float64 if an input is, and
-depend on the hidden states of their own position only.
+tiles in float64. The policy's own logits are the exception: they are float32 at least, for log pi is what probability
+ratios are made of, and a logit of 20 in bfloat16 is wrong by 0.04. Hidden states may have another dtype than W. Results
+are float32, or float64 if an input is, and depend on the hidden states of their own position only.
 """
 
 import math
@@ -311,15 +312,30 @@ class _Head:
         # Memory that is given back and fetched again for every tile costs more than the arithmetic on it.
         self._tiles = weight.new_empty(rows * (len(weight) if keep else len(self.parts[0])))
         self._buffers = [weight.new_empty(rows * len(self.parts[0]), dtype=self.wide) for _ in range(2)]
+        self._part = torch.empty_like(self.parts[0], dtype=self.wide)
 
-    def tile(self, number: int, hidden: Tensor) -> Tensor:
-        """Logits [m, n, v] of hidden states [m, n, H] for the tokens of one part of the vocabulary."""
+    def tile(self, number: int, policy: Tensor, differences: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits for the tokens of one part of the vocabulary.
+
+        Args:
+            number: of the part.
+            policy: the policy's hidden states [n, H], wide.
+            differences: those of the others less the policy's [m - 1, n, H], in the dtype of the head.
+
+        Returns:
+            The policy's logits [n, v], wide, in the first of the `buffers`, and a tile [m, n, v] whose first matrix is
+            still empty, the others being the logits of the differences.
+        """
         part = self.parts[number]
-        rows = len(hidden) * hidden.shape[1]
-        start = rows * len(self.parts[0]) * number if self.keep else 0
-        tile = self._tiles[start : start + rows * len(part)].view(rows, len(part))
-        torch.mm(hidden.flatten(0, 1), part.T, out=tile)
-        return tile.view(*hidden.shape[:2], len(part))
+        n, others = len(policy), len(differences)
+        size = (1 + others) * n * len(part)
+        start = (1 + others) * n * len(self.parts[0]) * number if self.keep else 0
+        tile = self._tiles[start : start + size].view(1 + others, n, len(part))
+        if others:
+            torch.mm(differences.flatten(0, 1), part.T, out=tile[1:].view(others * n, len(part)))
+        logits = self.buffers(tile)[0][0]
+        torch.mm(policy, _widened(part, self._part[: len(part)]).T, out=logits)
+        return logits, tile
 
     def buffers(self, tile: Tensor) -> list[Tensor]:
         """Two wide tensors of a tile's shape."""
@@ -385,8 +401,11 @@ def _summed(
     for start in range(0, positions, blocks.positions):
         block = slice(start, start + blocks.positions)
         base, *rest = (_wide(h[block]) for h in (policy, *others))
-        hidden = torch.stack([base, *(h - base for h in rest)]).to(weight.dtype)
-        tiles, lse, mean, logit, rows = _first_pass(head, hidden, tokens[block], with_row or q is not None)
+        differences = base.new_empty(len(rest), *base.shape, dtype=weight.dtype)
+        for difference, h in zip(differences, rest, strict=True):
+            difference.copy_(h - base)
+        with_rows = with_row or q is not None
+        tiles, lse, mean, logit, rows = _first_pass(head, base.to(wide), differences, tokens[block], with_rows)
         whole = lse.logsumexp(0)  # [m, n]
         share = (lse[:, 0] - whole[0]).exp()  # the policy's probability of each tile, [tiles, n]
         mean = (share[:, None] * mean).sum(0)
@@ -401,22 +420,22 @@ def _summed(
     return _Summed(kl, log_prob, expected, row, pulled, value)
 
 
-def _first_pass(head: _Head, hidden: Tensor, tokens: Tensor, with_row: bool):
-    """Makes and sums the tiles of hidden states [m, n, H].
+def _first_pass(head: _Head, policy: Tensor, differences: Tensor, tokens: Tensor, with_row: bool):
+    """Makes and sums the tiles of the policy's hidden states [n, H] and the differences [m - 1, n, H] to them.
 
     Returns:
         The tiles, their log sum exp [tiles, m, n] and means [tiles, m - 1, n] (see `_sums`), the policy's logits
         of the tokens [n], and E_pi[W_w] [n, H] or None.
     """
     tiles, lses, means, row = [], [], [], None
-    logit, start = hidden.new_full((len(tokens),), math.nan, dtype=head.wide), 0  # NaN for no token of the vocabulary
+    logit, start = policy.new_full((len(tokens),), math.nan), 0  # NaN for no token of the vocabulary
     for number, part in enumerate(head.parts):
-        tile = head.tile(number, hidden)
+        logits, tile = head.tile(number, policy, differences)
         place = (tokens - start).clamp(0, len(part) - 1)
-        here = tile[0].gather(-1, place[:, None]).squeeze(-1).to(head.wide)
+        here = logits.gather(-1, place[:, None]).squeeze(-1)
         logit = torch.where(place + start == tokens, here, logit)
         start += len(part)
-        lse, mean = _kernels.sums(tile, head.buffers(tile))
+        lse, mean = _kernels.sums(logits, tile, head.buffers(tile))
         if with_row:
             row = _merged(row, (tile[0] @ part, lse[0]))
         tiles.append(tile)
@@ -446,24 +465,24 @@ def _merged(one: tuple[Tensor, Tensor] | None, two: tuple[Tensor, Tensor]) -> tu
 
 
 # ----------------------------------------------------------------------------------------------------- the kernels
-# Everything element-wise, on one tile [m, n, v]: the policy's logits, then those of the differences to it. A kernel
-# leaves its result in the tile. Each is there twice: written plainly, for a compiler to make one loop of it, and with
-# every step in one of two wide buffers of the tile's shape, which is what runs without a compiler.
+# Everything element-wise, on one tile [m, n, v]: the policy's probabilities, then the logits of the differences to it.
+# A kernel leaves its result in the tile. Each is there twice: written plainly, for a compiler to make one loop of it,
+# and with every step in one of two wide buffers of the tile's shape, which is what runs without a compiler.
 
 
-def _sums(tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _sums(logits: Tensor, tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """log sum exp of each network [m, n], float64, and E_pi of each difference [m - 1, n], all within the tile.
 
-    Leaves pi, normalised within the tile, in place of the policy's logits.
+    Puts pi, normalised within the tile, in front in the tile; the policy's logits [n, v] are lost.
     """
     first, second = buffers
-    logits = _widened(tile, first)
     # Where the policy is, logits less their maximum are small, and adding the difference to them loses little.
-    top = logits[0].amax(-1, keepdim=True)
-    policy = logits[0].sub_(top)
+    top = logits.amax(-1, keepdim=True)
+    policy = logits.sub_(top)
     p = torch.softmax(policy, -1, out=second[0])
-    mean = torch.mul(logits[1:], p, out=second[1:]).sum(-1)
-    others = torch.add(logits[1:], policy, out=second[1:])
+    differences = _widened(tile[1:], first[1:])
+    mean = torch.mul(differences, p, out=second[1:]).sum(-1)
+    others = torch.add(differences, policy, out=second[1:])
     highest = others.amax(-1).double()
     other_p = torch.softmax(others, -1, out=first[1:])
     # The largest p is exp(0) / sum exp(z - max z): its logarithm saves a pass of exponentials.
@@ -472,10 +491,9 @@ def _sums(tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return lse + top[:, 0].double(), mean
 
 
-def _plain_sums(tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    logits = _wide(tile)
-    top = logits[0].amax(-1, keepdim=True)
-    policy, difference = logits[0] - top, logits[1:]
+def _plain_sums(logits: Tensor, tile: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    top = logits.amax(-1, keepdim=True)
+    policy, difference = logits - top, _wide(tile[1:])
     weight = policy.exp()
     total = weight.sum(-1)
     mean = (weight * difference).sum(-1) / total

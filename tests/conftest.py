@@ -34,10 +34,10 @@ def make_agent(tiny_language_model):
 
     from etpo_core.agent import Agent
 
-    def make(seed: int = 0, rank: int | None = 4, layers: int = 0) -> Agent:
+    def make(seed: int = 0, rank: int | None = 4, layers: int = 0, precision: str = "float32") -> Agent:
         model, tokenizer, card = tiny_language_model
         shape = {"rank": rank, "alpha": 8, "layers": layers}
-        return Agent(copy.deepcopy(model), tokenizer, card, seed=seed, precision="float32", **shape)
+        return Agent(copy.deepcopy(model), tokenizer, card, seed=seed, precision=precision, **shape)
 
     return make
 

@@ -4,6 +4,7 @@ import torch
 from etpo_core import agent as agent_module
 from etpo_core.agent import ADAPTERS, Sequences, shared_length
 from etpo_core.decoder import LlamaDecoder
+from etpo_core.methods.common import token_log_prob
 from etpo_core.prompts import task_prompt
 
 PROMPTS, ACTIONS = [(1, 2, 3), (4, 5, 6, 7, 8)], [(9, 10, 11, 12), (13,)]
@@ -49,6 +50,16 @@ def test_every_role_starts_at_the_reference_bit_for_bit(make_agent, sequences):
     reference = agent.hidden("reference", sequences)
     for role in ADAPTERS:
         assert torch.equal(agent.hidden(role, sequences), reference)
+
+
+def test_in_bfloat16_log_probabilities_and_logits_keep_float32(make_agent, sequences):
+    agent = make_agent(precision="bfloat16")
+    assert agent.head_weight.dtype == torch.bfloat16 and agent._body.dtype == torch.bfloat16
+    hidden = agent.hidden("policy", sequences)
+    logits = agent.logits(hidden)
+    assert torch.equal(logits, hidden @ make_agent().head_weight.T)
+    expected = (hidden @ agent.head_weight.float().T).log_softmax(-1).gather(-1, sequences.tokens[:, None])[:, 0]
+    torch.testing.assert_close(token_log_prob(agent, sequences, hidden), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_padding_does_not_change_a_row(make_agent):

@@ -19,7 +19,7 @@ def test_head_prints_and_saves_its_tables(tmp_path):
     assert "of_products" in done.stdout and "exponent" in done.stdout
     with (tmp_path / "head.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows if row["workload"] == "dueling"] == ["products", "eager", "naive"]
+    assert [row["variant"] for row in rows if row["workload"] == "dueling"] == ["products", "narrow", "eager", "naive"]
     assert all(float(row["ms_median"]) > 0 and float(row["extra_mib"]) >= 0 for row in rows)
     with (tmp_path / "head_growth.csv").open() as file:
         assert {row["over"] for row in csv.DictReader(file)} == {"positions", "vocabulary"}

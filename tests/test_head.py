@@ -93,11 +93,11 @@ def test_equal_to_the_pure_functions_on_whole_logits(positions, blocks):
         torch.testing.assert_close(got[name], value, msg=lambda m, name=name: f"{name}: {m}")
 
 
-# Relative error (2-norm over positions) against float64. In bfloat16 logits of a few units are wrong by 0.01, but
-# differences of networks keep 8 bits: KL, advantage and the losses are as exact as the dtype.
+# Relative error (2-norm over positions) against float64. With a bfloat16 head the policy's logits, and so log pi, are
+# still float32; differences of networks keep 8 bits: KL, advantage and the losses are as exact as the dtype.
 ERRORS = {
     torch.float32: dict.fromkeys(oracle(*states(1, 2, 3)), 2e-6) | {"kl": 1e-5, "loss": 1e-5},
-    torch.bfloat16: dict.fromkeys(oracle(*states(1, 2, 3)), 2e-2) | {"q_taken": 1e-6},
+    torch.bfloat16: dict.fromkeys(oracle(*states(1, 2, 3)), 5e-3) | {"q_taken": 1e-6, "log_prob": 2e-6},
 }
 
 
@@ -111,7 +111,7 @@ def test_precision_of_every_quantity_against_float64(dtype):
     for name, limit in ERRORS[dtype].items():
         size = exact[name].norm()
         error, other = ((x[name].double() - exact[name]).norm() / size for x in (got, naive))
-        if name == "d raw_loss":  # reference + critic / beta is rounded to the dtype of the hidden states here
+        if "raw_loss" in name:  # reference + critic / beta is rounded to the dtype of the hidden states here
             limit, other = 4 * limit, 4 * other
         assert error <= limit, name
         assert error <= 1.2 * other + 1e-7, f"{name}: less exact than whole logits ({error:.1e}, {other:.1e})"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from etpo_core import agent as agent_module
 from etpo_core import llama
 from etpo_core.agent import ADAPTERS, Sequences
 from etpo_core.errors import UserError
@@ -65,6 +66,22 @@ def test_layers_without_adapters_are_computed_once_for_all_roles(make_agent, mon
     assert len(agent._below) == 1
     del sequences
     assert len(agent._below) == 0, "what belongs to a batch outlives it"
+
+
+def test_the_common_states_of_few_batches_are_kept(make_agent, monkeypatch):
+    monkeypatch.setattr(agent_module, "KEPT", 2)
+    agent = make_agent(layers=1)
+    batches = [Sequences.pack(PROMPTS[:n], ACTIONS[:n], "cpu") for n in (1, 2, 3)]
+    first = [agent.hidden("policy", batch) for batch in batches]
+    assert [batch in agent._below for batch in batches] == [False, True, True]
+    assert all(torch.equal(agent.hidden("policy", b), h) for b, h in zip(batches, first, strict=True))
+
+
+def test_the_norm_and_its_gradient():
+    x, weight = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.rand(7)
+    weight, leaf = weight.double(), x.clone().requires_grad_()
+    torch.testing.assert_close(llama.normed(x, weight, 0.1), torch.nn.functional.rms_norm(x, (7,), weight, 0.1))
+    assert torch.autograd.gradcheck(lambda h: llama.normed(h, weight, 0.1), leaf)
 
 
 def test_how_many_layers_have_adapters(make_agent):
