@@ -155,13 +155,7 @@ def test_bodies_are_told_while_others_are_still_being_asked_for(agent, server):
         asked.set()
 
     server.script, bodies = answer, ["    model = 0\n", "    model = 1\n"]
-    # The server answers one request at a time, so the first must be there before the second is asked for.
-    chat_at_once = chat._AT_ONCE
-    try:
-        chat._AT_ONCE = 1
-        assert agent.generate([Prompt("#0#"), Prompt("#1#")], ended=ended) == bodies == told
-    finally:
-        chat._AT_ONCE = chat_at_once
+    assert agent.generate([Prompt("#0#"), Prompt("#1#")], ended=ended) == bodies == told
 
 
 def test_a_server_that_does_not_count_tokens(agent, server):

@@ -126,7 +126,12 @@ def test_an_action_is_told_when_it_has_ended_not_after_the_last_one(decoders):
     ours.step = lambda token: steps.append(token) or step(token)
     end = alone[1].tokens[2]
     sampled = sample(
-        ours, PROMPTS, end, 30, torch.Generator().manual_seed(3), ended=lambda *action: told.append((*action, len(steps)))
+        ours,
+        PROMPTS,
+        end,
+        30,
+        torch.Generator().manual_seed(3),
+        ended=lambda *action: told.append((*action, len(steps))),
     )
     assert sorted(row for row, *_ in told) == [0, 1, 2]
     for row, action, taken in told:
