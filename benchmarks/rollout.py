@@ -180,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     """Measures, prints and saves; returns the rows of the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 64], help="sequences side by side")
+    parser.add_argument("--kinds", nargs="+", default=["equal", "mixed"], choices=["equal", "mixed"], help="workloads")
     parser.add_argument("--limit", type=int, default=96, help="longest action in tokens")
     parser.add_argument("--repeats", type=int, default=5, help="rollouts of each kind, after one to warm up")
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that everything runs")
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     )
 
     rows = []
-    for kind in ("equal", "mixed"):
+    for kind in chosen.kinds:
         for batch in chosen.batches:
             prompts, lengths = workload(kind, batch, chosen.limit)
             useful, steps = sum(lengths), max(lengths)

@@ -9,7 +9,7 @@ loss: text is decoded for the executor and never tokenised again.
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from . import llama
-from .decoder import Decoder, LlamaDecoder, TransformersDecoder, sample, shared_length
+from .decoder import Decoder, LlamaDecoder, Sampled, TransformersDecoder, sample, shared_length
 from .errors import UserError
 from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
@@ -266,20 +266,26 @@ class Agent:
         generator: torch.Generator,
         temperature: float = 1.0,
         top_k: int = 0,
+        ended: Callable[[str], None] | None = None,
     ) -> list[Action]:
-        """Samples an action of the policy for each state; see `decoder.sample`."""
+        """Samples an action of the policy for each state; see `decoder.sample`.
+
+        `ended` is called with the body of each action as soon as it is written, in whatever order that is.
+        """
         if self._decoder is None:
             self.refresh()
         end = self.card["eos_token_id"]
         ids = [self.encode(p) for p in prompts]
         # The bare decoder has the policy's weights already; transformers computes with the adapter that is switched on.
         own = isinstance(self._decoder, LlamaDecoder)
+
+        def body(s: Sampled) -> str:
+            return decode_action(self.tokenizer, s.tokens, end)
+
+        told = None if ended is None else lambda _, s: ended(body(s))
         with nullcontext() if own else self._role("policy"):
-            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k)
-        return [
-            Action(decode_action(self.tokenizer, s.tokens, end), len(s.tokens), s.tokens, s.log_probs, s.finished)
-            for s in sampled
-        ]
+            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told)
+        return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
 
     # State -----------------------------------------------------------------------------------------------------
 

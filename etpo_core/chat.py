@@ -11,7 +11,7 @@ import os
 import re
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -80,7 +80,12 @@ class ChatAgent:
         return re.sub(r"//[^/@]*@", "//", str(self._client.base_url)).rstrip("/")
 
     def generate(
-        self, prompts: Sequence[Prompt], temperature: float = 1.0, max_new_tokens: int = 256, seed: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        ended: Callable[[str], None] | None = None,
     ) -> list[str]:
         """Asks for one action a prompt.
 
@@ -89,6 +94,7 @@ class ChatAgent:
             temperature: of the server's sampling.
             max_new_tokens: longest answer in tokens.
             seed: sent along as seed, seed + 1, ...; servers that know it repeat themselves, if not exactly.
+            ended: called in this thread with each body, in order, as soon as it and those before it are there.
 
         Returns:
             Bodies of `build_model`, indented by four spaces, in the order of the prompts; "" for an empty answer.
@@ -102,11 +108,16 @@ class ChatAgent:
             return self._ask(prompt, temperature, max_new_tokens, seed + index)
 
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            answers = list(pool.map(ask, enumerate(prompts)))
+            answers, bodies = [], []
+            for answer in pool.map(ask, enumerate(prompts)):
+                answers.append(answer)
+                bodies.append(extract_body(answer[0]))
+                if ended is not None:
+                    ended(bodies[-1])
         self.prompt_tokens += sum(sent for _, sent, _ in answers)
         self.completion_tokens += sum(received for _, _, received in answers)
         self.action_tokens = [received for _, _, received in answers]
-        return [extract_body(text) for text, _, _ in answers]
+        return bodies
 
     @property
     def card(self) -> dict:
@@ -125,13 +136,14 @@ class ChatAgent:
         generator: torch.Generator,
         temperature: float,
         top_k: int,
+        ended: Callable[[str], None] | None = None,
     ) -> list[Action]:
         """One `Action` for each state; `top_k` is not part of the protocol and is not sent.
 
         `generator` gives the seed of the requests, a new one each time, so that a resumed run goes on asking anew.
         """
         seed = int(torch.randint(2**31, (), generator=generator))
-        bodies = self.generate(prompts, temperature, max_new_tokens, seed)
+        bodies = self.generate(prompts, temperature, max_new_tokens, seed, ended)
         return [Action(body, count) for body, count in zip(bodies, self.action_tokens, strict=True)]
 
     def _ask(self, prompt: Prompt, temperature: float, max_new_tokens: int, seed: int) -> tuple[str, int, int]:

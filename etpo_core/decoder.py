@@ -31,6 +31,9 @@ _COLUMNS = 16
 # Elements of keys up to which the attention of one step is left to a single thread: about what it reads while
 # another one is woken.
 _SERIAL = 2**21
+# Elements of a layer's prompt keys up to which a CPU attends in float32: small products start faster in it, large ones
+# take longer.
+_EXACT = 2**17
 # Tokens that `draw` adds up before it looks closer.
 _BLOCK = 256
 
@@ -134,6 +137,7 @@ def sample(
     generator: torch.Generator,
     temperature: float = 1.0,
     top_k: int = 0,
+    ended: Callable[[int, Sampled], None] | None = None,
 ) -> list[Sampled]:
     """Samples one action for each prompt.
 
@@ -149,12 +153,17 @@ def sample(
         generator: CPU generator of the uniform numbers.
         temperature: of sampling, > 0.
         top_k: sample among the k likeliest tokens, 0 = all.
+        ended: called with the number of a prompt and its action as soon as that is complete.
     """
     count = len(prompts)
     tokens: list[list[int]] = [[] for _ in range(count)]
     log_probs: list[list[float]] = [[] for _ in range(count)]
     finished = [False] * count
     rows = list(range(count))  # of `prompts`, in the decoder's batch
+
+    def action(row: int) -> Sampled:
+        return Sampled(tuple(tokens[row]), tuple(log_probs[row]), finished[row])
+
     logits = decoder.prefill(prompts)
     for length in range(1, max_new_tokens + 1):
         uniform = torch.rand(count * distributed.size(), generator=generator, dtype=torch.float64)
@@ -167,6 +176,8 @@ def sample(
                 tokens[row].append(new)
                 log_probs[row].append(value)
                 finished[row] = new == end_token
+                if ended is not None and (finished[row] or length == max_new_tokens):
+                    ended(row, action(row))
         running = [i for i, row in enumerate(rows) if not finished[row]]
         if not running or length == max_new_tokens:
             break
@@ -176,7 +187,7 @@ def sample(
             decoder.keep(kept)
             token, rows = token[kept], [rows[i] for i in running]
         logits = decoder.step(token)
-    return [Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, log_probs, finished, strict=True)]
+    return [action(row) for row in range(count)]
 
 
 class TransformersDecoder:
@@ -233,7 +244,8 @@ def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
     if not packs or weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return lambda x: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    linear = torch.ops.mkldnn._linear_pointwise.default  # named here, it need not be looked up in every call
+    return lambda x: linear(x, packed, None, "none", [], "")
 
 
 @contextmanager
@@ -288,7 +300,8 @@ class LlamaDecoder:
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Root-mean-square norm of rows [n, H], computed in float32; `weight` is scaled by sqrt(H)."""
-        return (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.least) * weight).to(self.dtype)
+        size = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.least)
+        return (x / size).mul_(weight).to(self.dtype)
 
     def _run(self, ids: Tensor, positions: Tensor, attention: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The residual stream [T, H] behind all layers, in float32.
@@ -297,7 +310,7 @@ class LlamaDecoder:
             ids: token ids [T].
             positions: of each token in its sequence [T].
             attention: takes the number of a layer and its heads [T, heads + 2 kv_heads, width] - queries, scaled, keys
-                and values - and returns what each token gathered [T, heads * width].
+                and values, in `cache_dtype` - and returns what each token gathered [T, heads * width].
         """
         x, half = self.body.embed_tokens(ids).float(), self.shape.width // 2
         cos, sin = (t[0].unsqueeze(1) for t in self.body.rotary_emb(x, positions[None]))
@@ -306,13 +319,13 @@ class LlamaDecoder:
         heads = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
         factors = zip(heads, (self.shape.width**-0.5, 1.0, 0.0), strict=True)
         turns = [(cos * f if f else torch.ones_like(cos), sin * f, n) for n, f in factors]
-        cos = torch.cat([c.expand(-1, n, -1) for c, _, n in turns], dim=1).to(self.dtype)
-        sin = torch.cat([s.expand(-1, n, -1) for _, s, n in turns], dim=1).to(self.dtype)
+        cos = torch.cat([c.expand(-1, n, -1) for c, _, n in turns], dim=1).to(self.cache_dtype)
+        sin = torch.cat([s.expand(-1, n, -1) for _, s, n in turns], dim=1).to(self.cache_dtype)
         for i, layer in enumerate(self.layers):
-            h = layer.qkv(self._normed(x, layer.norm_1)).view_as(cos)
-            x = x + layer.out(attention(i, torch.addcmul(h * cos, h.roll(half, -1), sin)))
+            h = layer.qkv(self._normed(x, layer.norm_1)).to(self.cache_dtype).view_as(cos)
+            x += layer.out(attention(i, (h * cos).addcmul_(h.roll(half, -1), sin)).to(self.dtype))
             gate, up = layer.gate_up(self._normed(x, layer.norm_2)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate, inplace=True).mul_(up))
+            x += layer.down(F.silu(gate, inplace=True).mul_(up))
         return x
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -336,7 +349,10 @@ class LlamaDecoder:
         stops = list(itertools.accumulate(map(len, ends), initial=shared))
         heads_of = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
         longest = max(self.lengths)
-        unseen = torch.full((longest, longest), float("-inf"), dtype=self.dtype, device=self.device).triu(1)
+        # Of keys, values and scores.
+        size = len(distinct) * longest * self.shape.kv_heads * self.shape.width
+        self.cache_dtype = torch.float32 if self.device.type == "cpu" and size <= _EXACT else self.dtype
+        unseen = torch.full((longest, longest), float("-inf"), dtype=self.cache_dtype, device=self.device).triu(1)
         self.keys, self.values = [], []  # of the distinct prompts, a layer each: [kv_heads, distinct, longest, width]
 
         def attention(_: int, heads: Tensor) -> Tensor:
@@ -358,7 +374,7 @@ class LlamaDecoder:
 
         x = self._run(ids, positions, attention)
         # Keys, then values of what is written from here on, a layer each: [2 kv_heads, batch, columns, width].
-        empty = x.new_zeros(2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width, dtype=self.dtype)
+        empty = x.new_zeros(2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width, dtype=self.cache_dtype)
         self.new = [empty.clone() for _ in self.layers]
         # What is added to scores: -inf where nothing is written yet.
         self.unwritten = empty.new_full((1, 1, _COLUMNS), float("-inf"))
@@ -401,7 +417,7 @@ class LlamaDecoder:
         self.position = self._index([self.lengths[p] + self.written for p in self.prompts])
         # What is added to scores: -inf behind the end of a prompt, for each pair of head and block.
         beyond = torch.arange(self.seen, device=self.device) >= self._index([self.lengths[p] for p in read])[:, None]
-        mask = torch.zeros(beyond.shape, dtype=self.dtype, device=self.device).masked_fill_(beyond, float("-inf"))
+        mask = torch.zeros(beyond.shape, dtype=self.cache_dtype, device=self.device).masked_fill_(beyond, float("-inf"))
         self.ended = mask.repeat(self.shape.kv_heads, 1).unsqueeze(1)
 
     def _gather(self, i: int, heads: Tensor) -> Tensor:

@@ -121,21 +121,6 @@ def merge(items: list[T]) -> list[T]:
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
-class SharedExecutor:
-    """An executor of programs whose work the processes share: each runs its own and all learn of every outcome.
-
-    Args:
-        executor: of this process.
-    """
-
-    def __init__(self, executor):
-        self.executor = executor
-
-    def score_many(self, sources: Sequence[str], *table) -> list:
-        """See `SandboxPool.score_many`."""
-        return merge(self.executor.score_many(own(sources), *table))
-
-
 def align(generator: torch.Generator, drawn: int) -> None:
     """Brings the generators of all processes to the state of the one that was asked most often.
 

@@ -7,9 +7,11 @@ the executor scores many programs at once.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from . import distributed
 from .prompts import Prompt, program, reflection_prompt, task_prompt
 from .sandbox import Outcome, SandboxPool, Status
 from .tasks import Task
@@ -55,7 +57,7 @@ class TextEnvironments:
 
     Args:
         task: the data set.
-        executor: scores programs; owned by the caller.
+        executor: scores programs; owned by the caller. Where several processes share the work, each has one.
         count: how many episodes run side by side.
         split_seeds: seeds of the 50/50 splits that give the reward.
         max_steps: steps of an episode; 1 switches reflection off, and the single step then ends the episode for good.
@@ -87,9 +89,21 @@ class TextEnvironments:
     def _first_prompt(self) -> Prompt:
         return task_prompt(self.task.spec.description, **self._shape)
 
+    def _banned(self, body: str) -> bool:
+        return self.forbid_grid_search and "GridSearchCV(" in body
+
+    @contextmanager
+    def ahead(self) -> Iterator[Callable[[str], None]]:
+        """Executes actions ahead of `step`: yields a function that takes a body as soon as it is written.
+
+        `step`, called inside, waits for what is left to do. Whatever no `step` asked for is stopped at the end.
+        """
+        with self.executor.ahead(self.task.x, self.task.y, self.split_seeds) as start:
+            yield lambda body: None if self._banned(body) else start(program(body))
+
     def _score(self, bodies: Sequence[str]) -> list[tuple[str, float | None, str, str]]:
         """(status, score, error text, error class) of each body; a forbidden call is not executed at all."""
-        banned = [self.forbid_grid_search and "GridSearchCV(" in body for body in bodies]
+        banned = [self._banned(body) for body in bodies]
         sources = [program(body) for body, ban in zip(bodies, banned, strict=True) if not ban]
         outcomes: list[Outcome] = self.executor.score_many(sources, self.task.x, self.task.y, self.split_seeds)
         remaining = iter(outcomes)
@@ -108,7 +122,7 @@ class TextEnvironments:
         """Acts in every environment: executes one body each and moves on to the next states."""
         steps = []
         for i, (body, (status, score, error, error_class)) in enumerate(
-            zip(bodies, self._score(bodies), strict=True)
+            zip(bodies, distributed.merge(self._score(distributed.own(bodies))), strict=True)
         ):
             ran = score is not None
             # With a single step to an episode there is no state in which an error could be read.

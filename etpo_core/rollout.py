@@ -63,17 +63,20 @@ def collect(
     transitions, records = [], []
     for _ in range(steps):
         prompts = environments.prompts
-        written = agent.act(
-            distributed.own(prompts),
-            max_new_tokens=max_new_tokens,
-            generator=generator,
-            temperature=temperature,
-            top_k=top_k,
-        )
-        # Every step of sampling asks for numbers once, up to the end of the longest action.
-        distributed.align(generator, max(a.token_count for a in written))
-        actions = distributed.merge(written)
-        taken = environments.step([a.body for a in actions])
+        # A program runs while others are still being written.
+        with environments.ahead() as ended:
+            written = agent.act(
+                distributed.own(prompts),
+                max_new_tokens=max_new_tokens,
+                generator=generator,
+                temperature=temperature,
+                top_k=top_k,
+                ended=ended,
+            )
+            # Every step of sampling asks for numbers once, up to the end of the longest action.
+            distributed.align(generator, max(a.token_count for a in written))
+            actions = distributed.merge(written)
+            taken = environments.step([a.body for a in actions])
         for prompt, action, step in zip(prompts, actions, taken, strict=True):
             transitions.append(
                 Transition(

@@ -169,7 +169,7 @@ def train(
     generator = torch.Generator().manual_seed(run.seed)
     environments = TextEnvironments(
         task,
-        distributed.SharedExecutor(executor),
+        executor,
         count=training.environments,
         split_seeds=environment.split_seeds,
         max_steps=environment.max_steps if method.reflect else 1,

@@ -1,6 +1,7 @@
 """An executor for tests that are not about executing."""
 
 import hashlib
+from contextlib import contextmanager
 
 from etpo_core.sandbox import Outcome, Status
 
@@ -11,7 +12,11 @@ class StubExecutor:
     tier = "test"
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.started = [], []
+
+    @contextmanager
+    def ahead(self, x, y, split_seeds, seed=0):
+        yield self.started.append
 
     def score_many(self, sources, x, y, split_seeds, seed=0):
         self.seen += sources

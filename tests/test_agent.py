@@ -122,6 +122,14 @@ def test_act_returns_the_sampled_ids_and_their_text(make_agent):
     assert again == action
 
 
+def test_the_text_of_an_action_is_told_as_it_ends(make_agent):
+    agent, told = make_agent(), []
+    prompts = [task_prompt("Toy", 3, 20)] * 4
+    generator = torch.Generator().manual_seed(0)
+    actions = agent.act(prompts, max_new_tokens=8, generator=generator, ended=told.append)
+    assert sorted(told) == sorted(action.body for action in actions)
+
+
 def test_acting_switches_no_adapter_and_tokenises_a_state_once(make_agent, monkeypatch):
     agent = make_agent()
     seen, loads = [], []

@@ -141,6 +141,23 @@ def test_answers_keep_the_order_of_the_prompts_and_tokens_are_counted(agent, ser
     assert (agent.prompt_tokens, agent.completion_tokens, agent.action_tokens) == (1100, 48, [3])
 
 
+def test_bodies_are_told_while_others_are_still_being_asked_for(agent, server):
+    told, asked = [], threading.Event()
+
+    def answer(request):
+        number = int(request["messages"][1]["content"].split("#")[1])
+        if number == 1:
+            assert asked.wait(10)  # until the first body has been told
+        return completion(f"    model = {number}\n")
+
+    def ended(body):
+        told.append(body)
+        asked.set()
+
+    server.script, bodies = answer, ["    model = 0\n", "    model = 1\n"]
+    assert agent.generate([Prompt("#0#"), Prompt("#1#")], ended=ended) == bodies == told
+
+
 def test_a_server_that_does_not_count_tokens(agent, server):
     server.says(completion(BODY, usage=None))
     assert agent.generate([PROMPT]) == [BODY] and agent.action_tokens == [0]

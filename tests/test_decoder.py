@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import rollout
+from etpo_core import decoder
 from etpo_core.decoder import LlamaDecoder, TransformersDecoder, draw, next_token_distribution, sample
 
 
@@ -57,13 +58,16 @@ def test_equal_prompts_and_a_common_beginning_are_read_once(decoders, monkeypatc
 
 
 @torch.inference_mode()
-def test_lower_precision_stays_close(tiny_language_model):
+@pytest.mark.parametrize("exact_up_to", [0, 2**17])
+def test_lower_precision_stays_close(tiny_language_model, monkeypatch, exact_up_to):
+    monkeypatch.setattr(decoder, "_EXACT", exact_up_to)
     model = tiny_language_model[0]
     exact, rounded = LlamaDecoder(model, torch.float32), LlamaDecoder(model, torch.bfloat16)
     prompts = BATCHES["some prompts shared"]
     pairs = [(exact.prefill(prompts), rounded.prefill(prompts))]
     token = torch.arange(len(prompts))
     pairs += [(exact.step(token), rounded.step(token)) for _ in range(20)]
+    assert rounded.new[0].dtype == (torch.float32 if exact_up_to else torch.bfloat16)
     for a, b in pairs:
         assert b.dtype == torch.bfloat16
         assert (a - b).norm() / a.norm() < 0.03
@@ -113,6 +117,26 @@ def test_an_action_ends_with_the_end_token_and_rows_do_not_disturb_each_other(de
     assert ended[1].finished and ended[1].tokens == alone[1].tokens[: alone[1].tokens.index(end) + 1]
     for a, b in zip(alone, ended, strict=True):
         assert b.tokens == a.tokens[: len(b.tokens)]
+
+
+def test_an_action_is_told_when_it_has_ended_not_after_the_last_one(decoders):
+    ours, _ = decoders
+    alone = sample(ours, PROMPTS, 10**6, 30, torch.Generator().manual_seed(3))
+    steps, told, step = [], [], ours.step
+    ours.step = lambda token: steps.append(token) or step(token)
+    end = alone[1].tokens[2]
+    sampled = sample(
+        ours,
+        PROMPTS,
+        end,
+        30,
+        torch.Generator().manual_seed(3),
+        ended=lambda *action: told.append((*action, len(steps))),
+    )
+    assert sorted(row for row, *_ in told) == [0, 1, 2]
+    for row, action, taken in told:
+        assert action == sampled[row] and taken == len(action.tokens) - 1
+    assert told[0][2] < told[-1][2]
 
 
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.7, 5), (2.0, 1000)])

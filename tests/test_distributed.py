@@ -60,6 +60,8 @@ def start(name, folder, stop_after=None):
         yield row
         if count == stop_after:
             return
+    # What a process wrote is what it executes, begun as it was written.
+    assert sorted(executor.started) == sorted(executor.seen)
     yield before, weights(agent), len(executor.seen)
 
 

@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 
 from etpo_core.environment import TextEnvironments
@@ -8,7 +10,14 @@ class Scripted:
     """An executor whose verdicts are given: a number is a score, a string an error."""
 
     def __init__(self, verdicts):
-        self.verdicts, self.sources = list(verdicts), []
+        self.verdicts, self.sources, self.started, self.left = list(verdicts), [], [], 0
+
+    @contextmanager
+    def ahead(self, x, y, split_seeds, seed=0):
+        try:
+            yield self.started.append
+        finally:
+            self.left += 1
 
     def score_many(self, sources, x, y, split_seeds, seed=0):
         from etpo_core.sandbox import Outcome, Status
@@ -72,6 +81,25 @@ def test_grid_search_can_be_forbidden_as_in_the_released_code(toy_task):
     banned, allowed = environments.step([body, "    model = 1\n"])
     assert (banned.reward, banned.error_class, allowed.reward) == (-1.0, "RuntimeError", 0.9)
     assert environments.executor.sources == [program("    model = 1\n")]
+
+
+def test_bodies_are_executed_ahead_of_the_step_but_for_those_that_are_forbidden(toy_task):
+    environments = make(toy_task, [0.9], count=2, forbid_grid_search=True)
+    executor, bodies = environments.executor, ["    model = GridSearchCV(x)\n", "    model = 1\n"]
+    with environments.ahead() as start:
+        for body in reversed(bodies):
+            start(body)
+        assert executor.started == [program("    model = 1\n")] and not executor.left
+        assert [step.reward for step in environments.step(bodies)] == [-1.0, 0.9]
+    assert executor.left == 1
+
+
+def test_when_writing_fails_the_programs_begun_are_left(toy_task):
+    environments = make(toy_task, [])
+    with pytest.raises(RuntimeError, match="no memory"), environments.ahead() as start:
+        start("    model = 1\n")
+        raise RuntimeError("no memory")
+    assert environments.executor.left == 1
 
 
 def test_state_round_trip(toy_task):

@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -193,6 +194,24 @@ class SandboxPool:
         finally:
             self._leave(jobs)
 
+    @contextmanager
+    def ahead(
+        self, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
+    ) -> Iterator[Callable[[str], None]]:
+        """Starts programs ahead of `score_many`: yields a function that takes one, starts it and returns at once.
+
+        `score_many`, called inside with the same data, finds them under way or done. Those that nobody waits for when
+        the context is left are stopped.
+
+        Raises:
+            UserError: the table or the splits are unusable.
+        """
+        prepared, jobs = self._prepared(x, y, split_seeds, seed), []
+        try:
+            yield lambda source: jobs.extend(self._start([source], *prepared))
+        finally:
+            self._leave(jobs)
+
     def predicts_row_by_row(
         self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
     ) -> bool:
@@ -226,6 +245,10 @@ class SandboxPool:
     def _submit(self, sources, x, y, split_seeds, seed) -> list[_Job]:
         if isinstance(sources, str):
             raise UserError("sources is one string; give a list of programs, or call score for one")
+        return self._start(sources, *self._prepared(x, y, split_seeds, seed))
+
+    def _prepared(self, x, y, split_seeds, seed) -> tuple:
+        """What programs on the same data have in common: the splits, the seed, the beginning of the job's key."""
         x, y = table_of(x, y)
         seeds = [int(s) for s in split_seeds]
         if not seeds:
@@ -234,6 +257,9 @@ class SandboxPool:
         # limits, modules and versions are the pool's own and the same for all that it remembers
         common = hashlib.sha256(x.tobytes() + y.tobytes())
         common.update(repr((x.shape, seeds, int(seed))).encode())
+        return splits, int(seed), common
+
+    def _start(self, sources: Sequence[str], splits: list[Split], seed: int, common) -> list[_Job]:
         jobs = []
         with self._lock:
             if self._closed:
@@ -244,7 +270,7 @@ class SandboxPool:
                 key = digest.hexdigest()
                 job = self._jobs.get(key)
                 if job is None:
-                    job = self._jobs[key] = _Job(key, source, splits, int(seed))
+                    job = self._jobs[key] = _Job(key, source, splits, seed)
                     self._executor.submit(self._do, job)
                 self._jobs.move_to_end(key)
                 job.waiting += 1
