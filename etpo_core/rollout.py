@@ -62,11 +62,10 @@ def collect(
     """
     transitions, records = [], []
     for _ in range(steps):
-        prompts = environments.prompts
         # A program runs while others are still being written.
         with environments.ahead() as ended:
             written = agent.act(
-                distributed.own(prompts),
+                distributed.own(environments.prompts),
                 max_new_tokens=max_new_tokens,
                 generator=generator,
                 temperature=temperature,
@@ -77,10 +76,10 @@ def collect(
             distributed.align(generator, max(a.token_count for a in written))
             actions = distributed.merge(written)
             taken = environments.step([a.body for a in actions])
-        for prompt, action, step in zip(prompts, actions, taken, strict=True):
+        for action, step in zip(actions, taken, strict=True):
             transitions.append(
                 Transition(
-                    prompt=agent.encode(prompt),
+                    prompt=agent.encode(step.prompt),  # the environments are in the next state by now
                     action=action.tokens,
                     log_probs=action.log_probs,
                     reward=step.reward,
