@@ -1,0 +1,130 @@
+"""How costs grow, drawn from the committed tables alone: each curve beside a line of slope 1, or beside the limit.
+
+* "head": milliseconds of the streamed head over the vocabulary and over positions (`benchmarks.head`).
+* "rollout": seconds of a rollout over sequences and over the length of the actions, with the least that the machine
+  needs for it (`benchmarks.growth`).
+* "update": seconds of an update over rollouts and over the length of the actions (`benchmarks.update`).
+
+A grey line goes through the last point of a curve with slope 1: cost in proportion to size. Numbers in a legend are the
+slope of log cost over log size, by least squares. A table that is missing is named in one line, and the other figures
+are drawn. Figures go to `figures/benchmarks`, the same bytes for the same tables.
+
+    python -m benchmarks.plots
+"""
+
+import argparse
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from benchmarks.head import exponent
+from etpo_core import plotting
+from etpo_core.errors import one_line_errors
+
+TABLES = Path(__file__).parent / "tables"
+COLOURS = {"statistics": "#0072B2", "policy loss": "#E69F00", "dueling": "#D55E00", "measured": "#D55E00"}
+MARKS = {"statistics": "o", "policy loss": "s", "dueling": "^", "measured": "o"}
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with file.open() as opened:
+        return list(csv.DictReader(opened))
+
+
+def curve(axes: Axes, name: str, sizes: Sequence[float], costs: Sequence[float]) -> None:
+    """Draws a measured cost over size, both logarithmic, and the line of slope 1 through its last point."""
+    axes.loglog([sizes[0], sizes[-1]], [costs[-1] * sizes[0] / sizes[-1], costs[-1]], color="#AAAAAA", linewidth=1)
+    label = f"{name}: slope {exponent(list(sizes), list(costs)):.2f}"
+    axes.loglog(sizes, costs, color=COLOURS[name], marker=MARKS[name], markersize=4, label=label)
+
+
+def finish(axes: Axes, sizes: Sequence[int], x: str, y: str) -> None:
+    """Names the axes, and marks the sizes that were measured."""
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.plot([], [], color="#AAAAAA", linewidth=1, label="slope 1")
+    axes.legend()
+
+
+def head(rows: list[dict[str, str]]) -> Figure:
+    """The head over the vocabulary and over positions."""
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
+    # CPU time where the table has it: other work on the machine disturbs it least.
+    cost = "cpu_ms_min" if "cpu_ms_min" in rows[0] else "ms_min"
+    for axes, over in zip(both, ("vocabulary", "positions"), strict=True):
+        of_axis = [row for row in rows if row["over"] == over]
+        for name in dict.fromkeys(row["workload"] for row in of_axis):
+            own = [row for row in of_axis if row["workload"] == name]
+            curve(axes, name, [int(row[over]) for row in own], [float(row[cost]) for row in own])
+        other = "positions" if over == "vocabulary" else "vocabulary"
+        fixed = f"{int(of_axis[0][other]):,} {'tokens' if other == 'vocabulary' else 'positions'}"
+        x = f"{'tokens of the vocabulary' if over == 'vocabulary' else 'positions'} ({fixed})"
+        finish(axes, [int(row[over]) for row in of_axis], x, "CPU ms" if cost.startswith("cpu") else "ms")
+    return figure
+
+
+def rollout(rows: list[dict[str, str]]) -> Figure:
+    """A rollout over sequences and over length, with its limit."""
+    return _pair(rows, "sequences", "length", "cpu_s", "limit_s")
+
+
+def update(rows: list[dict[str, str]]) -> Figure:
+    """An update over rollouts and over length."""
+    return _pair(rows, "rollouts", "length", "update_cpu_s", None)
+
+
+def _pair(rows: list[dict[str, str]], count: str, length: str, cost: str, limit: str | None) -> Figure:
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
+    for axes, over, other in zip(both, (count, length), (length, count), strict=True):
+        own = sorted((row for row in rows if row["over"] == over), key=lambda row: int(row[over]))
+        sizes = [int(row[over]) for row in own]
+        curve(axes, "measured", sizes, [float(row[cost]) for row in own])
+        if limit:
+            axes.loglog(sizes, [float(row[limit]) for row in own], color="black", linestyle=":", label="limit")
+        fixed = f"{own[0][other]} {'tokens each' if over == count else count}"
+        finish(axes, sizes, f"{count if over == count else 'tokens of an action'} ({fixed})", "CPU s, one thread")
+    return figure
+
+
+# Figure: its table, what draws it, and the command that makes the table.
+FIGURES: dict[str, tuple[str, Callable[[list[dict[str, str]]], Figure], str]] = {
+    "head": ("head_growth.csv", head, "benchmarks.head --csv benchmarks/tables/head.csv"),
+    "rollout": ("rollout_growth.csv", rollout, "benchmarks.growth --csv benchmarks/tables/rollout_growth.csv"),
+    "update": ("update_growth.csv", update, "benchmarks.update --csv benchmarks/tables/update.csv"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Path]:
+    """Draws what there are tables for; returns the files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
+    chosen = parser.parse_args(arguments)
+    plotting.use_style()
+    written = []
+    for name, (table, draw, command) in FIGURES.items():
+        file = chosen.tables / table
+        if not file.exists():
+            print(f"{name}: no {table}; make it with `python -m {command}`")
+            continue
+        figure = draw(read(file))
+        written += plotting.save_figure(figure, "benchmarks", ".", name)
+        plt.close(figure)
+        print(f"{name}: {written[-2]}, {written[-1].name}")
+    return written
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
