@@ -21,6 +21,10 @@ def test_a_program_begun_ahead_is_found_under_way_and_runs_once(pool, table, mon
     first, second = (body(f"import time; time.sleep(0.05)  # ahead {n}") for n in range(2))
     with pool.ahead(*table, range(2)) as start:
         start(second)
+        until = time.monotonic() + 20
+        while not seen and time.monotonic() < until:
+            time.sleep(0.01)
+        assert seen == [second]
         outcomes = pool.score_many([first, second], *table, range(2))
     assert [o.status for o in outcomes] == [Status.OK] * 2
     assert sorted(seen) == sorted([first, second])
