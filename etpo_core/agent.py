@@ -215,13 +215,17 @@ class Agent:
         """Next-token logits [n, vocabulary] in float32 of hidden states [n, H]."""
         return hidden @ self._output.float().T
 
-    def value(self, adapter: str, hidden: Tensor) -> Tensor:
-        """The scalar value [N] that an adapter's value head reads off hidden states [N, H].
+    def features(self, hidden: Tensor) -> Tensor:
+        """What values are read off, [N, H], from hidden states [N, H].
 
-        The states are scaled by 1 / sqrt(H), so that one optimiser step moves the value by about its learning rate
-        times sqrt(H), whatever the width of the model.
+        The states are scaled by 1 / sqrt(H), so that one optimiser step of a value head moves the value by about its
+        learning rate times sqrt(H), whatever the width of the model.
         """
-        return self.value_heads[adapter](hidden * hidden.shape[-1] ** -0.5).squeeze(-1)
+        return hidden * hidden.shape[-1] ** -0.5
+
+    def value(self, adapter: str, hidden: Tensor) -> Tensor:
+        """The scalar value [N] that an adapter's value head reads off hidden states [N, H]."""
+        return self.value_heads[adapter](self.features(hidden)).squeeze(-1)
 
     @torch.no_grad()
     def track(self, roles: tuple[str, str], tau: float) -> None:

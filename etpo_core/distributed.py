@@ -173,6 +173,11 @@ def total(sums: dict[str, float]) -> dict[str, float]:
     return {key: sum(part[key] for part in parts) for key in sums}
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum of all processes' tensors, added up in the same order everywhere."""
+    return values if size() == 1 else sum(t.to(values.device) for t in _gathered(values.detach().cpu()))
+
+
 def concatenated(values: Tensor) -> Tensor:
     """The vectors [n] of all processes one after another; n may differ. There is no gradient to them."""
     return values if size() == 1 else torch.cat(_gathered(values.detach().cpu())).to(values.device)

@@ -69,9 +69,13 @@ class TabularAgent:
         """See `Agent.logits`."""
         return hidden[:, : self.vocabulary]
 
+    def features(self, hidden: Tensor) -> Tensor:
+        """See `Agent.features`: the code of each prefix."""
+        return hidden[:, self.vocabulary :]
+
     def value(self, adapter: str, hidden: Tensor) -> Tensor:
         """See `Agent.value`."""
-        return self.value_heads[adapter](hidden[:, self.vocabulary :]).squeeze(-1)
+        return self.value_heads[adapter](self.features(hidden)).squeeze(-1)
 
     @torch.no_grad()
     def track(self, roles: tuple[str, str], tau: float) -> None:

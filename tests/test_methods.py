@@ -47,9 +47,8 @@ def chance(agent, good):
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
     agent = make_agent()
-    fast = {"policy_lr": 3e-3, "value_lr": 0.03}
-    if name.startswith("etpo"):
-        fast["critic_lr"] = 3e-3
+    fast = {"policy_lr": 3e-3}
+    fast |= {"critic_lr": 3e-3} if name.startswith("etpo") else {"value_lr": 0.03}
     method = started(name, settings, agent, **fast)
     # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
     side = agent.head_weight @ torch.randn(agent.head_weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -104,9 +103,9 @@ def pack_on_cpu(group):
 
 def test_etpo_bootstraps_a_cut_off_episode_from_the_next_state(make_agent, settings):
     agent = make_agent()
-    method = started("etpo", settings, agent)
-    with torch.no_grad():
-        agent.value_heads["target_critic"].bias.fill_(0.5)
+    method = started("etpo", settings, agent, lam=1.0)
+    method.value.weight = torch.zeros(agent.head_weight.shape[1] + 1, dtype=torch.float64)
+    method.value.weight[-1] = 0.5
     group = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, False, FAILED)]
     next_value = method._next_soft_value(group, {})
     assert next_value.tolist() == pytest.approx([0.5])  # KL is 0 at the start
@@ -117,9 +116,9 @@ def test_etpo_bootstraps_a_cut_off_episode_from_the_next_state(make_agent, setti
 
 def test_etpo_does_not_bootstrap_a_done_episode(make_agent, settings):
     agent = make_agent()
-    method = started("etpo", settings, agent)
-    with torch.no_grad():
-        agent.value_heads["target_critic"].bias.fill_(0.5)
+    method = started("etpo", settings, agent, lam=1.0)
+    method.value.weight = torch.zeros(agent.head_weight.shape[1] + 1, dtype=torch.float64)
+    method.value.weight[-1] = 0.5
     group = [Transition(PROMPT, (4, 5), (0.0,) * 2, 0.9, True, None)]
     assert method._next_soft_value(group, {}).tolist() == [0.0]
 
@@ -139,7 +138,7 @@ def test_action_level_gives_all_tokens_the_same_target_without_inner_kl(make_age
     kl = torch.tensor([0.1, 0.2, 0.3])
     zero = torch.zeros(1)
     assert method._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx([0.9] * 3)
-    token = started("etpo", settings, make_agent())
+    token = started("etpo", settings, make_agent(), lam=1.0)
     beta = token.beta
     expected = [0.9 - beta * 0.5, 0.9 - beta * 0.3, 0.9]
     assert token._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx(expected)
@@ -279,13 +278,13 @@ def test_a_second_pass_corrects_for_the_policy_that_has_moved(make_agent, settin
         method._importance = lambda *a: weights.append(importance(*a)) or weights[-1]
         return method.update(own).logged, weights, agent
 
-    still = {"policy_lr": 0.0, "critic_lr": 0.0, "value_lr": 0.0}
+    still = {"policy_lr": 0.0, "critic_lr": 0.0}
     once, none, _ = logged(1, **still)
     twice, ones, _ = logged(2, **still)
     assert none == [] and len(ones) == 1
     torch.testing.assert_close(ones[0][ones[0] > 0], torch.ones(5))  # nothing moved: nothing to correct
     assert twice == pytest.approx(once, rel=1e-5, abs=1e-7)
-    moved, others, agent = logged(3, policy_lr=0.05, critic_lr=0.05, value_lr=0.05)
+    moved, others, agent = logged(3, policy_lr=0.05, critic_lr=0.05)
     assert len(others) == 2  # the critic starts as the reference, so that it is the second step that moves the policy
     assert (others[1][others[1] > 0] - 1).abs().min() > 1e-3
     assert moved["kl_per_token"] == 0.0, "what is logged is the KL of the policy that acted"

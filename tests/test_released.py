@@ -129,7 +129,7 @@ def test_every_switch_off_is_etpo(make_agent, settings):
     common |= {"policy_lr": 1e-3, "critic_lr": 1e-3}
     agents = make_agent(), make_agent()
     off = started(settings, agents[0], **OFF, **common, huber_delta=1e6)
-    section = common | {"advantage_prior": 0.0, "value_lr": 0.0}
+    section = common | {"advantage_prior": 0.0, "value_decay": 1.0, "value_ridge": 1.0, "epochs": 1}
     etpo = build_method("etpo", Settings(**section))
     etpo.start(agents[1], settings.training)
     for _ in range(2):

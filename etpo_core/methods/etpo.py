@@ -1,10 +1,11 @@
 """ETPO: per-token soft Bellman backup and per-token policy update (arXiv 2402.06700).
 
-How Q is read off the language model is a choice (`readings`). By default the critic is a dueling network: a scalar
-head gives V(prefix), and the language-model head gives the advantage A(w) = beta (z_critic(w) - z_reference(w)),
-centred under the policy, so Q = V + A and E_pi[Q] = V. With fresh adapters the critic equals the reference, A is 0
-everywhere and the policy starts exactly at its optimum rho; what moves Q of one token moves the policy's target by
-that much over beta. Only sampled tokens are regressed, so `advantage_prior` holds the advantage of all others near 0.
+How Q is read off the language model is a choice (`readings`). By default the critic is a dueling network: V(prefix) is
+fitted by least squares to the soft returns of the batches before (`value`), and the language-model head gives the
+advantage A(w) = beta (z_critic(w) - z_reference(w)), centred under the policy, so Q = V + A and E_pi[Q] = V. With fresh
+adapters the critic equals the reference, A is 0 everywhere and the policy starts exactly at its optimum rho; what moves
+Q of one token moves the policy's target by that much over beta. Only sampled tokens are regressed, so `advantage_prior`
+holds the advantage of all others near 0.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ from ..head import streamed
 from ..losses import critic_loss
 from ..rollout import Transition
 from ..settings import Settings
+from ..value import LeastSquaresValue
 from .common import (
     Learnt,
     credit_of,
-    critic_optimiser,
     micro_batches,
     next_token_kl,
     optimiser_step,
@@ -46,7 +47,8 @@ class ETPO:
         advantage_prior: weight of E_pi[A^2] in the critic's loss (dueling only).
         policy_lr: learning rate of the policy's adapter.
         critic_lr: learning rate of the critic's adapter.
-        value_lr: learning rate of the critic's value head.
+        value_decay: by how much a batch counts less for V with each that follows (dueling only).
+        value_ridge: what keeps V from learning few batches by heart, see `LeastSquaresValue` (dueling only).
         epochs: passes over a batch; after the first, actions were drawn from another policy than the current one,
             which the targets correct for.
         reflect: whether failed tries come back with their error.
@@ -65,8 +67,9 @@ class ETPO:
         advantage_prior: float,
         policy_lr: float,
         critic_lr: float,
-        value_lr: float,
-        epochs: int = 1,
+        value_decay: float,
+        value_ridge: float,
+        epochs: int,
         reflect: bool,
     ):
         if reading not in READINGS:
@@ -74,7 +77,8 @@ class ETPO:
         self.beta, self.gamma, self.lam, self.tau = beta, gamma, lam, tau
         self.reading = READINGS[reading]
         self.advantage_prior, self.epochs, self.reflect = advantage_prior, epochs, reflect
-        self.policy_lr, self.critic_lr, self.value_lr = policy_lr, critic_lr, value_lr
+        self.policy_lr, self.critic_lr = policy_lr, critic_lr
+        self.value = LeastSquaresValue(value_decay, value_ridge)
 
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
@@ -82,7 +86,7 @@ class ETPO:
         self.sampling = training.temperature, training.top_k
         self.drawn_from_policy = self.sampling == (1.0, 0)
         self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
+        self.critic_optimiser = torch.optim.AdamW(agent.parameters("critic"), lr=self.critic_lr, weight_decay=0.0)
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
@@ -99,6 +103,8 @@ class ETPO:
                 losses[name] += of_pass[name] / self.epochs
             if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
                 kl, held = of_pass["kl"], advantages
+        if self.reading.has_value:
+            self.value.fit()
         sums = distributed.total({**losses, "kl": kl})
         logged = {
             "policy_loss": sums["policy_loss"] / total,
@@ -124,7 +130,6 @@ class ETPO:
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
         acted = {t.prompt for group in groups for t in group}
-        follow = {t.next_prompt for group in groups for t in group if not t.done}
         self._next_soft_value([t for group in groups for t in group if t.next_prompt not in acted], soft_value)
         for number, group in enumerate(groups):
             batch, next_soft_value = pack(agent, group), self._next_soft_value(group, soft_value)
@@ -132,13 +137,11 @@ class ETPO:
             critic = agent.hidden("critic", batch, grad=True)
             policy = agent.hidden("policy", batch, grad=True)
             terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
-            # At lambda = 1 no value inside an action enters a target: only states that follow an action are evaluated.
-            target, values, kl = None, torch.zeros_like(terms.kl), terms.kl
-            if corrects or self.lam < 1 or any(t.prompt in follow for t in group):
-                target = agent.hidden("target_critic", batch)
-                values = self.reading.expected(agent, policy, reference, target, self.beta)
-                states = self._state_values(batch, values, kl).tolist()
-                soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
+            value = self._value(reference)
+            target = None if self.reading.has_value and not corrects else agent.hidden("target_critic", batch)
+            values, kl = value + self.reading.expected(agent, policy, reference, target, self.beta), terms.kl
+            states = self._state_values(batch, values, kl).tolist()
+            soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
             if first and self.epochs > 1:
                 actor.append(policy.detach())
             correction = {}
@@ -147,10 +150,13 @@ class ETPO:
                 overlap = streamed(self._overlap, policy.detach(), reference, target, drawn_by)[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
-                    "baseline": batch.to_padded(self.reading.level(agent, target) + overlap),
+                    "baseline": batch.to_padded(value + overlap),
                 }
             targets = self._targets(batch, group, values, kl, next_soft_value, correction)
-            error = self._critic_loss(terms.q_taken, targets)
+            if first and self.reading.has_value:
+                returns = self._targets(batch, group, values, kl, next_soft_value, correction, lam=1.0)
+                self.value.observe(agent.features(reference), returns)
+            error = self._critic_loss(value + terms.q_taken, targets)
             # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
             # pass serves both.
             critic_total = error + self.advantage_prior * terms.prior
@@ -163,6 +169,12 @@ class ETPO:
         return sums, advantages
 
     # Targets ---------------------------------------------------------------------------------------------------
+
+    def _value(self, reference: Tensor) -> Tensor:
+        """V [N] at the reference's hidden states [N, H]; 0 in readings of Q without it."""
+        if self.reading.has_value:
+            return self.value(self.agent.features(reference))
+        return reference.new_zeros(len(reference))
 
     def _critic_loss(self, q_taken: Tensor, targets: Tensor) -> Tensor:
         """The critic's loss [N] for Q of the tokens taken."""
@@ -188,8 +200,9 @@ class ETPO:
         kl: Tensor,
         next_soft_value: Tensor,
         correction: dict[str, Tensor],
+        lam: float | None = None,
     ) -> Tensor:
-        """Per-token soft targets [N] from V and KL at the action positions [N].
+        """Per-token soft targets [N] from V and KL at the action positions [N]; `lam` instead of the method's own.
 
         `correction` holds the importance weights and the baseline that make the return of actions that were not
         drawn from the policy (temperature, top-k) one of the policy's; it is empty for actions that were.
@@ -203,7 +216,7 @@ class ETPO:
             next_soft_value=next_soft_value,
             beta=self.beta,
             gamma=self.gamma,
-            lam=self.lam,
+            lam=self.lam if lam is None else lam,
             **correction,
         )
         return batch.to_flat(padded)
@@ -220,8 +233,9 @@ class ETPO:
         wanted = {t.next_prompt for t in group if not t.done} - known.keys()
         for states, batch in state_batches(agent, wanted, self.tokens_at_once):
             reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            value = self.reading.expected(agent, policy, reference, agent.hidden("target_critic", batch), self.beta)
-            soft = self._state_values(batch, value, next_token_kl(agent, policy, reference))
+            target = None if self.reading.has_value else agent.hidden("target_critic", batch)
+            values = self._value(reference) + self.reading.expected(agent, policy, reference, target, self.beta)
+            soft = self._state_values(batch, values, next_token_kl(agent, policy, reference))
             known.update(zip(states, soft.tolist(), strict=True))
         values = [0.0 if t.done else known[t.next_prompt] for t in group]
         return torch.tensor(values, device=agent.device)
@@ -230,9 +244,14 @@ class ETPO:
 
     def get_state(self) -> dict:
         """See `Method.get_state`."""
-        return {"policy": self.policy_optimiser.state_dict(), "critic": self.critic_optimiser.state_dict()}
+        return {
+            "policy": self.policy_optimiser.state_dict(),
+            "critic": self.critic_optimiser.state_dict(),
+            "value": self.value.get_state(),
+        }
 
     def set_state(self, state: dict) -> None:
         """See `Method.set_state`."""
         self.policy_optimiser.load_state_dict(state["policy"])
         self.critic_optimiser.load_state_dict(state["critic"])
+        self.value.set_state(state["value"])

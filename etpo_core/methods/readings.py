@@ -8,7 +8,8 @@ of the token taken, and E_pi[Q] of the target critic. Three readings take Q off 
     scaled     Q = beta z              target policy softmax(z)
     residual   Q = beta (z - z_rho)    target policy rho exp(Q / beta) / Z
 
-and `dueling` adds a scalar head for the value, Q = V + A - E_pi[A] with A = beta (z - z_rho).
+and `dueling` adds a value that is fitted by itself (`value`), Q = V + A - E_pi[A] with A = beta (z - z_rho); the terms
+here are then those of the advantage alone.
 """
 
 from typing import NamedTuple, Protocol
@@ -28,7 +29,7 @@ class Terms(NamedTuple):
         policy_loss: KL(pi || target policy); gradient into the policy's hidden states only.
         kl: KL[pi || rho], no gradient.
         log_prob: log pi of the token taken, no gradient.
-        q_taken: Q of the token taken by the critic that learns; gradient into the critic only.
+        q_taken: Q of the token taken by the critic that learns, less V; gradient into the critic only.
         advantage: the same less E_pi[Q] of that critic, no gradient.
         prior: what holds the advantage of tokens that were not taken; gradient into the critic only.
     """
@@ -42,7 +43,13 @@ class Terms(NamedTuple):
 
 
 class Reading(Protocol):
-    """A reading of Q; arguments are hidden states [N, H] of the roles at the same positions."""
+    """A reading of Q; arguments are hidden states [N, H] of the roles at the same positions.
+
+    Attributes:
+        has_value: whether Q has a value of its own, so that E_pi[Q] is that value and needs no target critic.
+    """
+
+    has_value: bool
 
     def terms(
         self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
@@ -50,31 +57,25 @@ class Reading(Protocol):
         """The terms of both losses for the tokens [N] that were taken."""
 
     def expected(self, agent: Agent, policy: Tensor, reference: Tensor, target: Tensor, beta: float) -> Tensor:
-        """E_pi[Q] of the target critic [N], no gradient."""
-
-    def level(self, agent: Agent, target: Tensor) -> Tensor | float:
-        """The part of Q of the target critic that is the same for all tokens, [N] or 0."""
+        """E_pi[Q] of the target critic less V [N], no gradient; a reading with a value looks at no target critic."""
 
     def varying(self, policy_logits: Tensor, reference_logits: Tensor, target_logits: Tensor, beta: float) -> Tensor:
-        """The rest of it, [n, V]."""
+        """Q of the target critic, less V, [n, V]."""
 
 
 class Dueling:
     """Q = V + A - E_pi[A]."""
 
+    has_value = True
+
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; the prior is E_pi[A^2]."""
         t = dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta)
-        q_taken = agent.value("critic", critic) + t.advantage
-        return Terms(t.policy_loss, t.kl, t.log_prob, q_taken, t.advantage.detach(), t.spread)
+        return Terms(t.policy_loss, t.kl, t.log_prob, t.advantage, t.advantage.detach(), t.spread)
 
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
-        """See `Reading.expected`: V, because the advantage is centred under the policy."""
-        return self.level(agent, target)
-
-    def level(self, agent, target) -> Tensor:
-        """See `Reading.level`: V."""
-        return agent.value("target_critic", target).detach()
+        """See `Reading.expected`: nothing beside V, because the advantage is centred under the policy."""
+        return policy.new_zeros(len(policy))
 
     def varying(self, policy_logits, reference_logits, target_logits, beta) -> Tensor:
         """See `Reading.varying`: the centred advantage."""
@@ -88,6 +89,8 @@ class OnLogits:
     Args:
         name: which.
     """
+
+    has_value = False
 
     def __init__(self, name: str):
         self.name = name
@@ -128,10 +131,6 @@ class OnLogits:
         """See `Reading.expected`."""
         q = self.states(reference, target, beta)
         return statistics(policy.detach(), agent.head_weight, q=q).expected_q
-
-    def level(self, agent, target) -> float:
-        """See `Reading.level`: nothing."""
-        return 0.0
 
 
 READINGS: dict[str, Reading] = {

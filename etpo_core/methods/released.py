@@ -144,7 +144,8 @@ class Released(ETPO):
             advantage_prior=0.0,
             policy_lr=policy_lr,
             critic_lr=critic_lr,
-            value_lr=0.0,
+            value_decay=1.0,
+            value_ridge=1.0,
             epochs=1,
             reflect=reflect,
         )
@@ -195,6 +196,7 @@ class Released(ETPO):
         kl: Tensor,
         next_soft_value: Tensor,
         correction: dict[str, Tensor],
+        lam: float | None = None,
     ) -> Tensor:
         """See `ETPO._targets`."""
         if self.late_kl:
@@ -203,7 +205,7 @@ class Released(ETPO):
                 following = self._kl_after.get(id(transition), late[row, :0])[: late.shape[1]]
                 late[row, : len(following)] = following
             kl = batch.to_flat(late)
-        return super()._targets(batch, group, values, kl, next_soft_value, correction)
+        return super()._targets(batch, group, values, kl, next_soft_value, correction, lam)
 
     def _critic_loss(self, q_taken: Tensor, targets: Tensor) -> Tensor:
         """See `ETPO._critic_loss`."""
