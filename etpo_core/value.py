@@ -29,9 +29,14 @@ class LeastSquaresValue:
         self.gram = self.weight = None
         self._new = None
 
+    @property
+    def fitted(self) -> bool:
+        """Whether there was a `fit`."""
+        return self.weight is not None
+
     def __call__(self, features: Tensor) -> Tensor:
         """V [N] in float32 of features [N, K]; no gradient."""
-        if self.weight is None:
+        if not self.fitted:
             return torch.zeros(len(features), device=features.device)
         return (_with_constant(features) @ self.weight).float()
 

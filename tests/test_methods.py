@@ -103,20 +103,20 @@ def pack_on_cpu(group):
 
 def test_etpo_bootstraps_a_cut_off_episode_from_the_next_state(make_agent, settings):
     agent = make_agent()
-    method = started("etpo", settings, agent, lam=1.0)
+    method = started("etpo", settings, agent)
     method.value.weight = torch.zeros(agent.head_weight.shape[1] + 1, dtype=torch.float64)
     method.value.weight[-1] = 0.5
     group = [Transition(PROMPT, (4, 5), (0.0,) * 2, -1.0, False, FAILED)]
     next_value = method._next_soft_value(group, {})
     assert next_value.tolist() == pytest.approx([0.5])  # KL is 0 at the start
     batch = Sequences.pack([PROMPT], [(4, 5)], "cpu")
-    targets = method._targets(batch, group, torch.tensor([0.5, 0.5]), torch.zeros(2), next_value, {})
+    targets = method._targets(batch, group, torch.tensor([0.5, 0.5]), torch.zeros(2), next_value, {}, 1.0)
     assert targets.tolist() == pytest.approx([-1.0 + 0.99 * 0.5] * 2)
 
 
 def test_etpo_does_not_bootstrap_a_done_episode(make_agent, settings):
     agent = make_agent()
-    method = started("etpo", settings, agent, lam=1.0)
+    method = started("etpo", settings, agent)
     method.value.weight = torch.zeros(agent.head_weight.shape[1] + 1, dtype=torch.float64)
     method.value.weight[-1] = 0.5
     group = [Transition(PROMPT, (4, 5), (0.0,) * 2, 0.9, True, None)]
@@ -137,11 +137,11 @@ def test_action_level_gives_all_tokens_the_same_target_without_inner_kl(make_age
     group = [Transition(PROMPT, (4, 5, 6), (0.0,) * 3, 0.9, True, None)]
     kl = torch.tensor([0.1, 0.2, 0.3])
     zero = torch.zeros(1)
-    assert method._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx([0.9] * 3)
-    token = started("etpo", settings, make_agent(), lam=1.0)
+    assert method._targets(batch, group, torch.zeros(3), kl, zero, {}, 1.0).tolist() == pytest.approx([0.9] * 3)
+    token = started("etpo", settings, make_agent())
     beta = token.beta
     expected = [0.9 - beta * 0.5, 0.9 - beta * 0.3, 0.9]
-    assert token._targets(batch, group, torch.zeros(3), kl, zero, {}).tolist() == pytest.approx(expected)
+    assert token._targets(batch, group, torch.zeros(3), kl, zero, {}, 1.0).tolist() == pytest.approx(expected)
 
 
 def test_importance_weights_come_in_only_when_sampling_differs_from_the_policy(make_agent, settings):

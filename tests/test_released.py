@@ -115,7 +115,7 @@ def test_late_kl_is_that_of_the_environments_next_action(make_agent, settings):
     assert [len(method._kl_after[id(t)]) for t in transitions[:2]] == [1, 4]
     packed = Sequences.pack([PROMPT] * 4, [t.action for t in transitions], "cpu")
     values, kl = torch.zeros(len(packed.tokens)), torch.full((len(packed.tokens),), 7.0)
-    targets = method._targets(packed, transitions, values, kl, torch.zeros(4), {})
+    targets = method._targets(packed, transitions, values, kl, torch.zeros(4), {}, method.lam)
     shown = packed.to_padded(targets)
     assert shown[0].tolist() == pytest.approx([0.0, 0.0, 0.9, 0.0])  # the next action has one token: KL 0 beyond
     following = method._kl_after[id(transitions[1])]

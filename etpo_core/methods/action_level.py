@@ -35,7 +35,7 @@ class ActionLevelETPO(ETPO):
         kl: Tensor,
         next_soft_value: Tensor,
         correction: dict[str, Tensor],
-        lam: float | None = None,
+        lam: float,
     ) -> Tensor:
         """The same target for every token of an action, [N]; there is no trace inside it to correct."""
         padded = action_targets(

@@ -152,10 +152,12 @@ class ETPO:
                     "importance": self._importance(batch, group, terms.log_prob),
                     "baseline": batch.to_padded(value + overlap),
                 }
-            targets = self._targets(batch, group, values, kl, next_soft_value, correction)
+            evaluated = batch, group, values, kl, next_soft_value, correction
+            # While V knows nothing, only the whole return says anything.
+            knows = self.value.fitted or not self.reading.has_value
+            targets = self._targets(*evaluated, lam=self.lam if knows else 1.0)
             if first and self.reading.has_value:
-                returns = self._targets(batch, group, values, kl, next_soft_value, correction, lam=1.0)
-                self.value.observe(agent.features(reference), returns)
+                self.value.observe(agent.features(reference), self._targets(*evaluated, lam=1.0))
             error = self._critic_loss(value + terms.q_taken, targets)
             # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
             # pass serves both.
@@ -200,9 +202,9 @@ class ETPO:
         kl: Tensor,
         next_soft_value: Tensor,
         correction: dict[str, Tensor],
-        lam: float | None = None,
+        lam: float,
     ) -> Tensor:
-        """Per-token soft targets [N] from V and KL at the action positions [N]; `lam` instead of the method's own.
+        """Per-token soft targets [N] from V and KL at the action positions [N].
 
         `correction` holds the importance weights and the baseline that make the return of actions that were not
         drawn from the policy (temperature, top-k) one of the policy's; it is empty for actions that were.
@@ -216,7 +218,7 @@ class ETPO:
             next_soft_value=next_soft_value,
             beta=self.beta,
             gamma=self.gamma,
-            lam=self.lam if lam is None else lam,
+            lam=lam,
             **correction,
         )
         return batch.to_flat(padded)

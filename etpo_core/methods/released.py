@@ -196,7 +196,7 @@ class Released(ETPO):
         kl: Tensor,
         next_soft_value: Tensor,
         correction: dict[str, Tensor],
-        lam: float | None = None,
+        lam: float,
     ) -> Tensor:
         """See `ETPO._targets`."""
         if self.late_kl:

@@ -1,0 +1,113 @@
+"""Stage `gradients`: what an estimate of the advantage is worth, measured on actions of the untrained model.
+
+    python -m pipeline.gradients --scale tuning
+
+Writes evaluations/{scale}/gradients.csv; what is compared and why stands in `etpo_core.gradients`.
+"""
+
+import argparse
+import csv
+import os
+
+import torch
+from tqdm import tqdm
+
+from etpo_core import distributed, paths
+from etpo_core.agent import Agent
+from etpo_core.environment import TextEnvironments
+from etpo_core.errors import one_line_errors
+from etpo_core.gradients import Actions, agreement
+from etpo_core.head import CHUNK
+from etpo_core.machine import choose
+from etpo_core.methods.common import micro_batches, pack
+from etpo_core.rollout import Transition, collect
+from etpo_core.settings import Settings, load_settings
+from etpo_core.tasks import load_task
+from etpo_core.training import Run
+from pipeline.executor import open_executor
+from pipeline.train import load_agent
+
+
+def written(agent: Agent, settings: Settings, task_name: str, count: int, environments: int) -> list[Transition]:
+    """`count` actions of the untrained model on a task, or some more."""
+    task, generator, found = load_task(task_name), torch.Generator().manual_seed(0), []
+    training, environment = settings.training, settings.environment
+    with open_executor(settings.sandbox) as executor, tqdm(total=count, unit="action", desc=task_name) as bar:
+        episodes = TextEnvironments(
+            task,
+            executor,
+            count=environments,
+            split_seeds=environment.split_seeds,
+            max_steps=environment.max_steps,
+            failure_reward=environment.failure_reward,
+            forbid_grid_search=environment.forbid_grid_search,
+        )
+        options = {"max_new_tokens": training.max_new_tokens, "generator": generator, "temperature": 1.0, "top_k": 0}
+        while len(found) < count:
+            found += collect(agent, episodes, 1, **options)[0]
+            bar.update(environments)
+    return found
+
+
+@torch.no_grad()
+def described(agent: Agent, transitions: list[Transition], gamma: float, tokens_at_once: int) -> Actions:
+    """The actions with their hidden states; what follows a failure is worth the mean reward of later tries."""
+    later = {t.next_prompt for t in transitions if not t.done}
+    rewards = [t.reward for t in transitions if t.prompt in later]
+    following = sum(rewards) / max(1, len(rewards))
+    ordered, states, scores = [], [], []
+    weight = agent.head_weight.float()
+    for group in micro_batches(transitions, tokens_at_once):
+        batch = pack(agent, group)
+        hidden = agent.hidden("reference", batch)
+        ordered += group
+        states.append(hidden.cpu())
+        for part, tokens in zip(hidden.split(CHUNK), batch.tokens.split(CHUNK), strict=True):
+            scores.append((weight[tokens] - (part @ weight.T).softmax(-1) @ weight).cpu())
+    returns = torch.tensor([t.reward + (0.0 if t.done else gamma * following) for t in ordered])
+    return Actions(returns, torch.tensor([len(t.action) for t in ordered]), torch.cat(states), torch.cat(scores))
+
+
+def run(scale: str) -> None:
+    """Lets the untrained model act on the scale's first task, compares, and writes the table."""
+    settings = load_settings(scale)
+    g, task = settings.gradients, settings.tasks[0]
+    device = distributed.device()
+    precision = choose(settings.training.precision).precision if device.type == "cpu" else ""
+    agent = load_agent(Run(scale, "reflection", task, 0), settings, device, False, precision)
+    found = written(agent, settings, task, g.actions, g.environments)
+    actions = described(agent, found, settings.methods.etpo.gamma, settings.training.micro_batch_tokens)
+    rows = agreement(
+        actions,
+        known=g.known,
+        lams=g.lams,
+        ridge=settings.methods.etpo.value_ridge,
+        batch=settings.training.environments * settings.training.steps_per_update,
+        draws=g.draws,
+        generator=torch.Generator().manual_seed(0),
+    )
+    path = paths.EVALUATIONS / scale / "gradients.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("task", "actions", "known", "lam", "cosine", "error"))
+        for row in rows:
+            empty = {k: "" if v is None else v for k, v in row.items()}
+            head = (task, len(found), empty["known"], empty["lam"])
+            writer.writerow((*head, f"{row['cosine']:.6g}", f"{row['error']:.6g}"))
+    os.replace(partial, path)
+    print(f"{len(found)} actions: {path}")
+
+
+def main() -> None:
+    """Parses the command line and runs the stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", required=True, help="whose model and task: tuning")
+    arguments = parser.parse_args()
+    with one_line_errors():
+        run(arguments.scale)
+
+
+if __name__ == "__main__":
+    main()
