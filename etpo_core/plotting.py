@@ -32,6 +32,7 @@ from etpo_core import paths
 LABELS = {
     "reflection_gpt4": "Reflection (GPT-4)",
     "reflection": "Reflection",
+    "ppo_no_kl": "PPO without KL",
     "ppo_kl": "PPO-KL",
     "ntpo": "NTPO",
     "poad": "POAD",
@@ -43,6 +44,7 @@ LABELS = {
 _COLOURS = {
     "reflection_gpt4": "#000000",
     "reflection": "#8A8A8A",
+    "ppo_no_kl": "#7F6A5D",
     "ppo_kl": "#0072B2",
     "ntpo": "#B8A300",
     "poad": "#56B4E9",
@@ -54,6 +56,7 @@ _COLOURS = {
 _LINES: dict[str, Any] = {
     "reflection_gpt4": ":",
     "reflection": (0, (5, 1.5)),
+    "ppo_no_kl": (0, (1, 2)),
     "ppo_kl": "-.",
     "ntpo": (0, (4, 1, 1, 1)),
     "poad": (0, (2, 1)),

@@ -33,6 +33,7 @@ HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_fa
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
 ]  # fmt: skip
+GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 
 _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
@@ -163,6 +164,11 @@ def load_perplexity(scale: str) -> pd.DataFrame:
 def load_regret(scale: str) -> pd.DataFrame:
     """Regret in small worlds (`REGRET_COLUMNS`), purpose "tuning" or "reported"; no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "regret.csv", REGRET_COLUMNS)
+
+
+def load_gradients(scale: str) -> pd.DataFrame:
+    """How well small batches point (`GRADIENT_COLUMNS`); no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "gradients.csv", GRADIENT_COLUMNS)
 
 
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:

@@ -20,6 +20,7 @@ from etpo_core.gradients import Actions, agreement
 from etpo_core.head import CHUNK
 from etpo_core.machine import choose
 from etpo_core.methods.common import micro_batches, pack
+from etpo_core.results import GRADIENT_COLUMNS
 from etpo_core.rollout import Transition, collect
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tasks import load_task
@@ -91,7 +92,7 @@ def run(scale: str) -> None:
     partial = path.with_suffix(".part")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("task", "actions", "known", "lam", "cosine", "error"))
+        writer.writerow(GRADIENT_COLUMNS)
         for row in rows:
             empty = {k: "" if v is None else v for k, v in row.items()}
             head = (task, len(found), empty["known"], empty["lam"])

@@ -30,6 +30,8 @@ def main() -> None:
             "scale": settings.scale,
             # A scale without a section for perplexity only trains: what is made of its runs is a stage of its own.
             "whole": [settings.scale] if "perplexity" in read_params()["scales"][settings.scale] else [],
+            # Where estimates of the advantage are compared before any training.
+            "compared": [settings.scale] if "gradients" in read_params()["scales"][settings.scale] else [],
             "model": settings.model,
             "methods": settings.method_names,
             "tasks": settings.tasks,
