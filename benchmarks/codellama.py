@@ -216,7 +216,7 @@ class Bench:
         self.learn(self.act(2, min(8, sizes.length)))
         meter.spent.pop("refresh")
         actions = self.act(sizes.actions, sizes.length)
-        inner = ["reference", "target critic", "critic", "policy"]
+        inner = ["reference", "critic", "policy"]
         with (
             meter.watch(self.agent, "hidden", lambda role, *_, **__: role.replace("_", " ")),
             meter.watch(readings, "dueling_terms", "head"),

@@ -14,10 +14,10 @@ its own:
   same with the faster float32 library that ours may choose, too.
 * "TRL GRPO": a step of TRL's GRPOTrainer: one trained adapter, a reference, no critic and no target; bfloat16. It needs
   the optional extra `bench`.
-* "limit": the arithmetic that the update needs - one pass of the layers without adapters over the distinct tokens, four
-  of those with, two of them with gradients, and six products with the head - at the rate that this machine reaches in
-  bfloat16 products of these shapes with 1024 rows; "limit, all layers" is four passes of all. For the rollout,
-  `benchmarks.rollout` says what the limit is.
+* "limit": the arithmetic that the update needs - one pass of the layers without adapters over the distinct tokens,
+  three of those with, two of them with gradients (the target critic is asked for nothing, as V is fitted by itself), and
+  six products with the head - at the rate that this machine reaches in bfloat16 products of these shapes with 1024 rows;
+  "limit, all layers" is three passes of all. For the rollout, `benchmarks.rollout` says what the limit is.
 
 "peak_gib" is the peak of resident memory during the iteration less what the process held before the model was made:
 weights, copies, optimisers and buffers all count. "beyond_gib" is the same less what was resident right before the
@@ -60,7 +60,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.executor import save, show
 from benchmarks.head import exponent, resident_mib
 from benchmarks.rollout import SMALL, SMOLLM2, Limits, build, fastest
-from etpo_core.agent import ADAPTERS, Agent
+from etpo_core.agent import Agent
 from etpo_core.bellman import expected_q, kl_divergence
 from etpo_core.decoder import _product
 from etpo_core.errors import one_line_errors
@@ -405,9 +405,10 @@ def arithmetic(load: Load, config, rank: int, adapted: int, rate: Callable[[int,
         forward += per_parameter * sum(outs) * into
         update += per_parameter * sum(rank * (out + into) for out in outs)
     forward += 4 * seen * hidden / rate(hidden, hidden)  # attention
-    # One pass for all roles; then four, two of them back, to their input, and to the weights of the adapters.
+    # One pass for all roles; then reference, policy and critic, the latter two with adapters, and back to their input
+    # and to the weights of the adapters.
     body = (config.num_hidden_layers - adapted) * forward
-    body += adapted * (4 * forward + len(ADAPTERS) * update + 2 * (forward + 2 * update))
+    body += adapted * (3 * forward + 2 * update + 2 * (forward + 2 * update))
     head = 6 * 2 * load.rollouts * load.length * config.vocab_size * hidden / rate(config.vocab_size, hidden)
     return body + head
 

@@ -52,7 +52,7 @@ def test_the_arithmetic_of_an_update_is_counted():
     weights = 8 * (8 + 4 + 4) + 8 * 8 + 2 * 8 * 16 + 16 * 8
     adapters = (8 + 8) + 2 * (8 + 4) + (8 + 8) + 2 * (8 + 16) + (16 + 8)
     attention, head = 4 * 8, 2 * 10 * 8  # one token that sees itself
-    expected = (4 + 2) * (2 * weights + attention) + (3 + 4) * 2 * adapters + 6 * head
+    expected = (3 + 2) * (2 * weights + attention) + (2 + 4) * 2 * adapters + 6 * head
     assert arithmetic(load, config, rank=1, adapted=1, rate=lambda out, into: 1.0) == expected
     config.num_hidden_layers = 2  # one more below, for all roles at once
     below = 2 * weights + attention

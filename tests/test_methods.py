@@ -290,3 +290,20 @@ def test_a_second_pass_corrects_for_the_policy_that_has_moved(make_agent, settin
     assert moved["kl_per_token"] == 0.0, "what is logged is the KL of the policy that acted"
     policy, reference = (agent.hidden(role, pack(agent, batch)) for role in ("policy", "reference"))
     assert not torch.equal(policy, reference)
+
+
+def test_the_first_batch_is_learnt_from_by_whole_returns_and_later_ones_by_lambda_returns(make_agent, settings):
+    batch = [
+        Transition(PROMPT, (4, 5, 6), (0.0,) * 3, 0.75, True, None),
+        Transition(PROMPT, (7,), (0.0,), -1.0, True, None),
+    ]
+    method = started("etpo", settings, make_agent(), lam=0.5, policy_lr=0.0, critic_lr=0.0)
+    seen = []
+    targets = method._targets
+    method._targets = lambda *a, lam: seen.append((lam, targets(*a, lam=lam))) or seen[-1][1]
+    for _ in range(2):
+        method.update(batch)
+    # Of each batch: what the critic is to learn, then what V is fitted to.
+    assert [lam for lam, _ in seen] == [1.0, 1.0, 0.5, 1.0]
+    assert sorted(seen[0][1].tolist()) == [-1.0, 0.75, 0.75, 0.75]
+    assert seen[2][1].min() > -1.0 - 1e-6 and len(set(seen[2][1].tolist())) > 2, "V has a say inside the action"
