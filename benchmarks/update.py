@@ -15,9 +15,9 @@ its own:
 * "TRL GRPO": a step of TRL's GRPOTrainer: one trained adapter, a reference, no critic and no target; bfloat16. It needs
   the optional extra `bench`.
 * "limit": the arithmetic that the update needs - one pass of the layers without adapters over the distinct tokens,
-  three of those with, two of them with gradients (the target critic is asked for nothing, as V is fitted by itself), and
-  six products with the head - at the rate that this machine reaches in bfloat16 products of these shapes with 1024 rows;
-  "limit, all layers" is three passes of all. For the rollout, `benchmarks.rollout` says what the limit is.
+  three of those with, two of them with gradients (the target critic is asked for nothing, as V is fitted by itself),
+  and six products with the head - at the rate that this machine reaches in bfloat16 products of these shapes with
+  1024 rows; "limit, all layers" is three passes of all. For the rollout, `benchmarks.rollout` says what the limit is.
 
 "peak_gib" is the peak of resident memory during the iteration less what the process held before the model was made:
 weights, copies, optimisers and buffers all count. "beyond_gib" is the same less what was resident right before the
