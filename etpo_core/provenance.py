@@ -4,12 +4,14 @@ A run card lies beside the raw results of every run and says all that is needed 
 the parameters, the source of the data and whether it is a stand-in, the weights, the executor's tier.
 """
 
+import csv
 import importlib.metadata
 import io
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,6 +50,17 @@ def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Writes a CSV file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
     os.replace(part, path)
 
 

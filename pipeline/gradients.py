@@ -6,8 +6,6 @@ Writes evaluations/{scale}/gradients.csv; what is compared and why stands in `et
 """
 
 import argparse
-import csv
-import os
 
 import torch
 from tqdm import tqdm
@@ -20,6 +18,7 @@ from etpo_core.gradients import Actions, agreement
 from etpo_core.head import CHUNK
 from etpo_core.machine import choose
 from etpo_core.methods.common import micro_batches, pack
+from etpo_core.provenance import write_rows
 from etpo_core.results import GRADIENT_COLUMNS
 from etpo_core.rollout import Transition, collect
 from etpo_core.settings import Settings, load_settings
@@ -88,16 +87,9 @@ def run(scale: str) -> None:
         generator=torch.Generator().manual_seed(0),
     )
     path = paths.EVALUATIONS / scale / "gradients.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(GRADIENT_COLUMNS)
-        for row in rows:
-            empty = {k: "" if v is None else v for k, v in row.items()}
-            head = (task, len(found), empty["known"], empty["lam"])
-            writer.writerow((*head, f"{row['cosine']:.6g}", f"{row['error']:.6g}"))
-    os.replace(partial, path)
+    # What is None is an empty cell.
+    cells = ((r["known"], r["lam"], f"{r['cosine']:.6g}", f"{r['error']:.6g}") for r in rows)
+    write_rows(path, GRADIENT_COLUMNS, ((task, len(found), *row) for row in cells))
     print(f"{len(found)} actions: {path}")
 
 

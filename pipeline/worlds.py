@@ -7,7 +7,6 @@ least regret at the end of training on a world that is not reported.
 """
 
 import argparse
-import csv
 import os
 from concurrent.futures import ProcessPoolExecutor
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors
 from etpo_core.methods import build_method
+from etpo_core.provenance import write_rows
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tabular import learn
 from etpo_core.worlds import random_world
@@ -79,13 +79,7 @@ def run(scale: str) -> None:
         curves("reported", [(v, seed, best[v]) for v in variants for seed in w.seeds])
         bar.close()
     path = paths.EVALUATIONS / scale / "regret.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((*row[:5], f"{row[5]:.6g}") for row in rows)
-    os.replace(partial, path)
+    write_rows(path, COLUMNS, ((*row[:5], f"{row[5]:.6g}") for row in rows))
     print(f"{len(variants)} variants: {path}")
 
 
