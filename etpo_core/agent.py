@@ -229,10 +229,14 @@ class Agent:
 
     @torch.no_grad()
     def track(self, roles: tuple[str, str], tau: float) -> None:
-        """Polyak update: the second role keeps `tau` of itself and takes the rest from the first."""
+        """Polyak update: the second role keeps `tau` of itself and takes the rest from the first.
+
+        A policy has no value head; with `tau` 0 it becomes the policy that has the first role's weights.
+        """
         source, target = roles
         pairs = list(zip(self._parameters[source], self._parameters[target], strict=True))
-        pairs += zip(self.value_heads[source].parameters(), self.value_heads[target].parameters(), strict=True)
+        if target in self.value_heads:
+            pairs += zip(self.value_heads[source].parameters(), self.value_heads[target].parameters(), strict=True)
         for new, old in pairs:
             old.mul_(tau).add_(new, alpha=1.0 - tau)
 

@@ -81,10 +81,10 @@ class TabularAgent:
     def track(self, roles: tuple[str, str], tau: float) -> None:
         """See `Agent.track`."""
         source, target = roles
-        for new, old in (
-            (self._tables[source], self._tables[target]),
-            (self.value_heads[source].weight, self.value_heads[target].weight),
-        ):
+        pairs = [(self._tables[source], self._tables[target])]
+        if target in self.value_heads:
+            pairs.append((self.value_heads[source].weight, self.value_heads[target].weight))
+        for new, old in pairs:
             old.mul_(tau).add_(new, alpha=1.0 - tau)
 
     @property
@@ -165,7 +165,7 @@ def learn(
     method.start(
         agent,
         Settings(
-            grad_norm=1e9, micro_batch_tokens=1_000_000, temperature=1.0, top_k=0, environments=count
+            grad_norm=1e9, momentum=0.9, micro_batch_tokens=1_000_000, temperature=1.0, top_k=0, environments=count
         ),
     )
     curve = [regret(world, agent.policy_logits, beta, gamma)]

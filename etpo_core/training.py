@@ -20,6 +20,7 @@ import torch
 
 from . import distributed, paths
 from .environment import Step, TextEnvironments
+from .methods.common import set_rates
 from .prompts import Action, program
 from .provenance import write_tensors
 from .rollout import Transition, collect
@@ -204,6 +205,9 @@ def train(
             )
             # Environments step together; what lies beyond the budget is neither learnt from nor reported.
             transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
+            if method.trains:
+                done = steps / training.env_steps
+                set_rates(method.optimisers, 1 - (1 - training.final_rate) * done)
             # Of a last batch with fewer transitions than processes, some would have none to learn from.
             with distributed.everyone_alone(when=len(transitions) < distributed.size()):
                 learnt, credit = method.update(transitions)

@@ -109,7 +109,7 @@ def test_sampling_away_from_the_policy_is_corrected_in_every_reading(make_agent,
     from etpo_core.rollout import Transition
 
     settings = load_settings("laptop")
-    section = settings.methods.etpo.plain() | {"reading": name}
+    section = settings.methods.etpo.plain() | {"reading": name, "policy_lr": 1e-3}
     method = build_method("etpo", Settings(**section))
     agent = make_agent()
     method.start(agent, Settings(**{**vars(settings.training), "temperature": 0.5, "top_k": 5}))

@@ -7,6 +7,8 @@ attributes; everything else - rollouts, checkpoints, files - is the same for all
 
 from typing import Protocol
 
+import torch
+
 from ..errors import unknown
 from ..rollout import Transition
 from ..settings import Settings
@@ -21,10 +23,17 @@ from .released import Released
 
 
 class Method(Protocol):
-    """What `training` asks of a method."""
+    """What `training` asks of a method.
+
+    Attributes:
+        trains: whether it learns.
+        reflect: whether a failed try comes back with its error.
+        optimisers: once started, those whose learning rates fall over a run; only of a method that trains.
+    """
 
     trains: bool
     reflect: bool
+    optimisers: list[torch.optim.Optimizer]
 
     def start(self, agent, training: Settings) -> None:
         """Takes the agent whose adapters will be trained, and the `training` section of the settings."""

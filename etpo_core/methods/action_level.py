@@ -3,8 +3,8 @@
 Everything is as in `etpo` but the targets: each token of an action is regressed to r + gamma V(s'), where V(s') is
 the soft value of whole actions, E_a'[Q(s', a')] - beta KL[pi || rho](s') (arXiv 2402.06700, action-level soft
 Bellman update and ablation). The KL of a whole action is the sum of the KLs at its positions, in expectation over
-the action (chain rule), so one drawn action estimates it; for a state that the batch did not act in, the mean over the
-batch before stands in.
+the action (chain rule), so drawn actions estimate it: for all states, the mean over the batch before stands in. (One
+action a state would be noisier, and most next states are not acted in at all.)
 """
 
 from torch import Tensor
@@ -51,8 +51,7 @@ class ActionLevelETPO(ETPO):
     def _state_values(self, batch: Sequences, values: Tensor, kl: Tensor) -> Tensor:
         """E_a[Q] - beta KL of whole actions at each state, [batch]."""
         first = batch.lengths.cumsum(0) - batch.lengths
-        action_kl = batch.to_padded(kl).sum(-1) if len(kl) > len(batch.lengths) else self.action_kl
-        return values[first] - self.beta * action_kl
+        return values[first] - self.beta * self.action_kl
 
     def get_state(self) -> dict:
         """See `Method.get_state`."""

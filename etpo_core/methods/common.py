@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import distributed
 from ..agent import Agent, Sequences, shared_length
@@ -83,15 +83,16 @@ def token_log_prob(agent: Agent, batch: Sequences, hidden: Tensor) -> Tensor:
     return statistics(hidden, agent.head_weight, tokens=batch.tokens).log_prob
 
 
-def critic_optimiser(agent: Agent, critic_lr: float, value_lr: float) -> torch.optim.Optimizer:
-    """AdamW for the critic's adapter and, at a rate of its own, its value head."""
-    return torch.optim.AdamW(
-        [
-            {"params": agent.parameters("critic"), "lr": critic_lr},
-            {"params": list(agent.value_heads["critic"].parameters()), "lr": value_lr},
-        ],
-        weight_decay=0.0,
-    )
+def adamw(momentum: float, *parts: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Optimizer:
+    """AdamW without weight decay for parameters and their learning rate; `momentum` is its first beta."""
+    groups = [{"params": list(parameters), "lr": rate} for parameters, rate in parts]
+    return torch.optim.AdamW(groups, betas=(momentum, 0.999), weight_decay=0.0)
+
+
+def set_rates(optimisers: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Sets all learning rates to a share of what they were at first; the first ones are kept in the state."""
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
 
 def optimiser_step(optimiser: torch.optim.Optimizer, grad_norm: float) -> float:

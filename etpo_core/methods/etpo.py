@@ -1,11 +1,16 @@
 """ETPO: per-token soft Bellman backup and per-token policy update (arXiv 2402.06700).
 
-How Q is read off the language model is a choice (`readings`). By default the critic is a dueling network: V(prefix) is
-fitted by least squares to the soft returns of the batches before (`value`), and the language-model head gives the
-advantage A(w) = beta (z_critic(w) - z_reference(w)), centred under the policy, so Q = V + A and E_pi[Q] = V. With fresh
-adapters the critic equals the reference, A is 0 everywhere and the policy starts exactly at its optimum rho; what moves
-Q of one token moves the policy's target by that much over beta. Only sampled tokens are regressed, so `advantage_prior`
-holds the advantage of all others near 0.
+The critic regresses Q of each token drawn on its soft target; the policy minimises KL(pi || rho exp(Q/beta) / Z) at
+each prefix, for all tokens of the vocabulary at once.
+
+How Q is read off the language model is a choice (`readings`). By default the critic is a dueling network: V(prefix)
+is fitted by least squares to the soft returns of the batches before (`value`), and the language-model head gives the
+advantage A(w) = beta (z_critic(w) - z_reference(w)), centred under the policy, so Q = V + A and E_pi[Q] = V. With
+fresh adapters the critic equals the reference, A is 0 everywhere and the policy starts exactly at its optimum rho;
+what moves Q of one token moves the policy's target by that much over beta. The policy's target is then
+softmax(z_critic), the policy that has the critic's weights. Its loss can be descended (`policy_lr` a number, as in
+the paper) or, by taking these weights, minimised (`policy_lr: exact`), which runs and differentiates one network
+less. Only sampled tokens are regressed, so `advantage_prior` holds the advantage of all others near 0.
 """
 
 from collections.abc import Sequence
@@ -17,7 +22,7 @@ from .. import distributed
 from ..agent import Agent, Sequences
 from ..bellman import lambda_targets, overlap_q
 from ..decoder import next_token_distribution
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..head import streamed
 from ..losses import critic_loss
 from ..rollout import Transition
@@ -25,6 +30,7 @@ from ..settings import Settings
 from ..value import LeastSquaresValue
 from .common import (
     Learnt,
+    adamw,
     credit_of,
     micro_batches,
     next_token_kl,
@@ -45,7 +51,8 @@ class ETPO:
         tau: share of itself that the target critic keeps at each update.
         reading: of Q: dueling, residual, scaled or raw.
         advantage_prior: weight of E_pi[A^2] in the critic's loss (dueling only).
-        policy_lr: learning rate of the policy's adapter.
+        policy_lr: learning rate of the policy's adapter, for one step down its loss in each pass; or "exact": after an
+            update the policy becomes the minimiser of its loss (in readings for which that is the critic's softmax).
         critic_lr: learning rate of the critic's adapter.
         value_decay: by how much a batch counts less for V with each that follows (dueling only).
         value_ridge: what keeps V from learning few batches by heart, see `LeastSquaresValue` (dueling only).
@@ -65,7 +72,7 @@ class ETPO:
         tau: float,
         reading: str,
         advantage_prior: float,
-        policy_lr: float,
+        policy_lr: float | str,
         critic_lr: float,
         value_decay: float,
         value_ridge: float,
@@ -75,7 +82,11 @@ class ETPO:
         if reading not in READINGS:
             raise unknown("reading of Q", reading, READINGS)
         self.beta, self.gamma, self.lam, self.tau = beta, gamma, lam, tau
-        self.reading = READINGS[reading]
+        self.reading, self.exact = READINGS[reading], policy_lr == "exact"
+        if self.exact and not self.reading.critic_is_target:
+            raise UserError(f"policy_lr: exact has no weights to take with reading {reading}, expected a learning rate")
+        if not self.exact and not isinstance(policy_lr, int | float):
+            raise UserError(f"policy_lr: got {policy_lr!r}, expected a learning rate or exact")
         self.advantage_prior, self.epochs, self.reflect = advantage_prior, epochs, reflect
         self.policy_lr, self.critic_lr = policy_lr, critic_lr
         self.value = LeastSquaresValue(value_decay, value_ridge)
@@ -85,8 +96,11 @@ class ETPO:
         self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
         self.sampling = training.temperature, training.top_k
         self.drawn_from_policy = self.sampling == (1.0, 0)
-        self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = torch.optim.AdamW(agent.parameters("critic"), lr=self.critic_lr, weight_decay=0.0)
+        self.critic_optimiser = adamw(training.momentum, (agent.parameters("critic"), self.critic_lr))
+        self.optimisers = [self.critic_optimiser]
+        if not self.exact:
+            self.policy_optimiser = adamw(training.momentum, (agent.parameters("policy"), self.policy_lr))
+            self.optimisers.append(self.policy_optimiser)
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
@@ -96,13 +110,16 @@ class ETPO:
         actor: list[Tensor] = []  # states of the policy that drew the actions: what it is in the first pass
         for epoch in range(self.epochs):
             of_pass, advantages = self._pass(groups, actor, total)
-            optimiser_step(self.policy_optimiser, self.grad_norm)
+            if not self.exact:
+                optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
             self.agent.track(("critic", "target_critic"), self.tau)
             for name in losses:
                 losses[name] += of_pass[name] / self.epochs
             if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
                 kl, held = of_pass["kl"], advantages
+        if self.exact:
+            self.agent.track(("critic", "policy"), 0.0)
         if self.reading.has_value:
             self.value.fit()
         sums = distributed.total({**losses, "kl": kl})
@@ -125,7 +142,8 @@ class ETPO:
             Sums of what is logged, and the advantages of each group's actions.
         """
         agent, first = self.agent, not actor
-        corrects = not (first and self.drawn_from_policy)
+        acts = first or self.exact  # whether the policy of this pass is the one that acted
+        corrects = not (acts and self.drawn_from_policy)
         sums, advantages = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, []
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
@@ -135,7 +153,10 @@ class ETPO:
             batch, next_soft_value = pack(agent, group), self._next_soft_value(group, soft_value)
             reference = agent.hidden("reference", batch)
             critic = agent.hidden("critic", batch, grad=True)
-            policy = agent.hidden("policy", batch, grad=True)
+            if not self.exact:
+                policy = agent.hidden("policy", batch, grad=True)
+            else:  # both have the same weights until the critic has moved
+                policy = critic.detach() if first else actor[number]
             terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
             value = self._value(reference)
             target = None if self.reading.has_value and not corrects else agent.hidden("target_critic", batch)
@@ -246,14 +267,10 @@ class ETPO:
 
     def get_state(self) -> dict:
         """See `Method.get_state`."""
-        return {
-            "policy": self.policy_optimiser.state_dict(),
-            "critic": self.critic_optimiser.state_dict(),
-            "value": self.value.get_state(),
-        }
+        return {"optimisers": [o.state_dict() for o in self.optimisers], "value": self.value.get_state()}
 
     def set_state(self, state: dict) -> None:
         """See `Method.set_state`."""
-        self.policy_optimiser.load_state_dict(state["policy"])
-        self.critic_optimiser.load_state_dict(state["critic"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.value.set_state(state["value"])

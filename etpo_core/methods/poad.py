@@ -17,8 +17,8 @@ from ..rollout import Transition
 from ..settings import Settings
 from .common import (
     Learnt,
+    adamw,
     credit_of,
-    critic_optimiser,
     micro_batches,
     optimiser_step,
     pack,
@@ -64,8 +64,13 @@ class POAD:
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
         self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
-        self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = critic_optimiser(agent, self.critic_lr, self.value_lr)
+        self.policy_optimiser = adamw(training.momentum, (agent.parameters("policy"), self.policy_lr))
+        self.critic_optimiser = adamw(
+            training.momentum,
+            (agent.parameters("critic"), self.critic_lr),
+            (agent.value_heads["critic"].parameters(), self.value_lr),
+        )
+        self.optimisers = [self.policy_optimiser, self.critic_optimiser]
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""

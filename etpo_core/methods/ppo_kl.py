@@ -16,7 +16,7 @@ from ..head import statistics
 from ..losses import ppo_clipped_loss
 from ..rollout import Transition
 from ..settings import Settings
-from .common import Learnt, credit_of, micro_batches, optimiser_step, pack, state_batches, token_log_prob
+from .common import Learnt, adamw, credit_of, micro_batches, optimiser_step, pack, state_batches, token_log_prob
 
 
 class PPOKL:
@@ -51,10 +51,9 @@ class PPOKL:
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
         self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
-        self.policy_optimiser = torch.optim.AdamW(agent.parameters("policy"), lr=self.policy_lr, weight_decay=0.0)
-        self.critic_optimiser = torch.optim.AdamW(
-            agent.value_heads["critic"].parameters(), lr=self.value_lr, weight_decay=0.0
-        )
+        self.policy_optimiser = adamw(training.momentum, (agent.parameters("policy"), self.policy_lr))
+        self.critic_optimiser = adamw(training.momentum, (agent.value_heads["critic"].parameters(), self.value_lr))
+        self.optimisers = [self.policy_optimiser, self.critic_optimiser]
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """`epochs` passes over a batch; ratios are taken against the policy before the first."""

@@ -47,9 +47,11 @@ class Reading(Protocol):
 
     Attributes:
         has_value: whether Q has a value of its own, so that E_pi[Q] is that value and needs no target critic.
+        critic_is_target: whether the target policy is softmax(z), the policy that has the critic's weights.
     """
 
     has_value: bool
+    critic_is_target: bool
 
     def terms(
         self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
@@ -67,6 +69,7 @@ class Dueling:
     """Q = V + A - E_pi[A]."""
 
     has_value = True
+    critic_is_target = True
 
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; the prior is E_pi[A^2]."""
@@ -93,7 +96,7 @@ class OnLogits:
     has_value = False
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self.critic_is_target = name, name != "raw"
 
     def varying(self, policy_logits, reference_logits, target_logits, beta) -> Tensor:
         """See `Reading.varying`: all of Q."""

@@ -163,6 +163,7 @@ class Released(ETPO):
         if self.lion:
             self.policy_optimiser = Lion(agent.parameters("policy"), self.policy_lr)
             self.critic_optimiser = Lion(agent.parameters("critic"), self.critic_lr)
+            self.optimisers = [self.policy_optimiser, self.critic_optimiser]
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """See `ETPO.update`."""
