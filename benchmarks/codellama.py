@@ -48,7 +48,7 @@ from etpo_core.language_model import CONTINUATION
 from etpo_core.methods import build_method, etpo, readings
 from etpo_core.prompts import Prompt
 from etpo_core.rollout import Transition
-from etpo_core.settings import load_settings
+from etpo_core.settings import Settings, load_settings
 
 CODELLAMA = dict(
     vocab_size=32016, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -176,7 +176,8 @@ class Bench:
             self.agent.refresh()
         for name in ("weights", "agent", "decoder"):
             self.row("model", name)
-        self.method = build_method("etpo", settings.methods["etpo"])
+        # The paper's descent of the policy's loss: all four roles.
+        self.method = build_method("etpo", Settings(**{**vars(settings.methods["etpo"]), "policy_lr": 1e-3}))
         self.method.start(self.agent, self.training)
         self.prompt = Prompt(" ".join(str(3 + i) for i in range(PROMPT)), "")
         self.rates = functools.cache(lambda out, into: product_rate(out, into, device))

@@ -5,9 +5,10 @@ model is SmolLM2-135M, or its shape with random weights where `models/smollm2` i
 rollout that writes the actions and the update that learns from them. In the same run, in turns, each in a process of
 its own:
 
-* "ours": the library, with the settings of the laptop scale. Reference, policy, critic and target critic are adapters
-  of one base, on its last layers; the products of the body are bfloat16. "ours, all layers" has adapters on all layers,
-  so that nothing but the prompt is computed once for several networks.
+* "ours": the library, with the settings of the laptop scale but for the policy, which descends its loss as in the
+  paper. Reference, policy, critic and target critic are adapters of one base, on its last layers; the products of the
+  body are bfloat16. "ours, all layers" has adapters on all layers, so that nothing but the prompt is computed once for
+  several networks. "ours, exact policy" has the scale's own settings: the policy takes the critic's weights.
 * "whole logits": the straightforward data flow, a stand-in for the paper's released code: four full copies of the
   model in float32, the logits over the whole vocabulary of three of them kept for every token, targets from a Python
   loop, all weights of policy and critic trained by Lion, transformers' generate. "whole logits, fast products" is the
@@ -76,6 +77,7 @@ from etpo_core.settings import Settings, load_settings
 
 OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
 OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"
+OURS_EXACT = f"{OURS}, exact policy"
 BETA, GAMMA, TAU = 0.3, 0.99, 0.995
 NO_TRL = "not measured: pip install '.[bench]'"
 
@@ -202,7 +204,8 @@ def ours(load: Load, device: str) -> dict:
         precision=precision,
         layers=0 if load.run == OURS_ALL else training.lora_layers,
     )
-    method = build_method("etpo", settings.methods["etpo"])
+    section = vars(settings.methods["etpo"]) | ({} if load.run == OURS_EXACT else {"policy_lr": 1e-3})
+    method = build_method("etpo", Settings(**section))
     method.start(agent, training)
     prompt = Prompt(" ".join(map(str, prompt_ids(load))), "")
     generator = torch.Generator().manual_seed(0)
@@ -427,6 +430,7 @@ def product_rate(out: int, into: int, device: str) -> float:
 RUNS = {
     OURS: ours,
     OURS_ALL: ours,
+    OURS_EXACT: ours,
     WHOLE: whole_logits,
     WHOLE_FAST: whole_logits,
     TRL: trl_grpo,

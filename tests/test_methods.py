@@ -6,7 +6,7 @@ import torch
 from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import micro_batches, pack, token_log_prob
+from etpo_core.methods.common import adamw, micro_batches, pack, set_rates, token_log_prob
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
@@ -64,6 +64,40 @@ def test_the_first_update_starts_from_the_reference(make_agent, settings, name):
     agent = make_agent()
     logged = started(name, settings, agent).update(draw(agent, 6, {2}, 0)).logged
     assert logged["kl_per_token"] == 0.0 and logged["kl_per_action"] == 0.0
+
+
+@pytest.mark.parametrize("reading", ["dueling", "residual", "scaled"])
+def test_the_exact_policy_is_where_its_loss_is_least(make_agent, settings, reading):
+    agent = make_agent()
+    method = started("etpo", settings, agent, policy_lr="exact", reading=reading)
+    method.update(draw(agent, 8, {2}, 0))
+    batch = Sequences.pack([PROMPT, FAILED], [(4, 5), (6,)], "cpu")
+    policy, reference, critic = (agent.hidden(role, batch).detach() for role in ("policy", "reference", "critic"))
+    policy.requires_grad_(True)
+    loss = method.reading.terms(agent, policy, reference, critic, batch.tokens, method.beta).policy_loss
+    assert (policy - reference).abs().max() > 1e-3  # it did learn
+    assert loss.detach().abs().max() < 1e-6
+    assert torch.autograd.grad(loss.sum(), policy)[0].abs().max() < 1e-6
+
+
+def test_a_policy_without_a_known_minimum_takes_no_exact_step(settings):
+    section = vars(settings.methods.etpo)
+    with pytest.raises(UserError, match="policy_lr: exact has no weights to take with reading raw"):
+        build_method("etpo", Settings(**{**section, "reading": "raw"}))
+    with pytest.raises(UserError, match="policy_lr: got 'fast', expected a learning rate or exact"):
+        build_method("etpo", Settings(**{**section, "policy_lr": "fast"}))
+
+
+def test_rates_are_shares_of_the_first_ones_after_a_restart_as_well():
+    def optimiser():
+        return adamw(0.9, ([torch.nn.Parameter(torch.zeros(1))], 0.4), ([torch.nn.Parameter(torch.zeros(1))], 0.2))
+
+    first, second = optimiser(), optimiser()
+    set_rates([first], 0.5)
+    assert [g["lr"] for g in first.param_groups] == [0.2, 0.1]
+    second.load_state_dict(first.state_dict())
+    set_rates([first, second], 0.25)
+    assert [g["lr"] for o in (first, second) for g in o.param_groups] == [0.1, 0.05] * 2
 
 
 @pytest.mark.parametrize("name", TRAINED)
