@@ -176,7 +176,7 @@ class Bench:
             self.agent.refresh()
         for name in ("weights", "agent", "decoder"):
             self.row("model", name)
-        # The paper's descent of the policy's loss: all four roles.
+        # The paper's descent of the policy's loss, which `arithmetic` counts: reference, critic and policy are run.
         self.method = build_method("etpo", Settings(**{**vars(settings.methods["etpo"]), "policy_lr": 1e-3}))
         self.method.start(self.agent, self.training)
         self.prompt = Prompt(" ".join(str(3 + i) for i in range(PROMPT)), "")
