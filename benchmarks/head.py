@@ -1,7 +1,8 @@
 """What the streaming head costs: beside its matrix products alone, and beside whole logits.
 
-Three workloads: "statistics" (KL, E_pi[Q], Q(a), log pi(a), no gradient), "policy loss" (the loss, KL and log pi(a),
-with the gradient for the hidden states) and "dueling" (all of ETPO's terms, with their gradients). Each is run
+Four workloads: "statistics" (KL, E_pi[Q], Q(a), log pi(a), no gradient), "policy loss" (the loss, KL and log pi(a),
+with the gradient for the hidden states), "dueling" (all of ETPO's terms, with their gradients) and "own dueling" (the
+same where the policy has the critic's weights). Each is run
 
     products    its products with the head alone, at the block sizes of the head, into memory that is reused: the
                 policy's logits in float32, the others in the dtype of the head
@@ -39,7 +40,8 @@ from etpo_core.errors import one_line_errors
 from etpo_core.machine import use_fast_matmul
 
 WIDTH, BETA = 576, 0.1  # hidden size of SmolLM2-135M
-WORKLOADS = {"statistics": (2, 1), "policy loss": (3, 1), "dueling": (3, 3)}  # products with the head: forward, back
+# Products with the head: forward, back.
+WORKLOADS = {"statistics": (2, 1), "policy loss": (3, 1), "dueling": (3, 3), "own dueling": (2, 2)}
 VARIANTS = ("products", "narrow", "eager", "naive")
 
 
@@ -83,6 +85,8 @@ class Case:
     def _terms(self, workload: str) -> tuple[torch.Tensor, ...]:
         if workload == "policy loss":
             return head.policy_terms(self.policy, self.reference, self.critic.detach(), self.weight, self.tokens)
+        if workload == "own dueling":
+            return head.own_dueling_terms(self.critic, self.reference, self.weight, self.tokens, BETA)
         return head.dueling_terms(self.policy, self.reference, self.critic, self.weight, self.tokens, BETA)
 
     @torch.no_grad()
@@ -95,18 +99,16 @@ class Case:
 
     def _naive_terms(self, workload: str) -> list[torch.Tensor]:
         policy, reference, critic = self._logits()
-        if workload == "policy loss":
-            q = losses.q_residual(critic.detach(), reference, BETA)
-            with torch.no_grad():
-                bellman.kl_divergence(policy, reference)
-                policy.log_softmax(-1).gather(-1, self.tokens[:, None])
-            return [losses.policy_loss(policy, reference, q, BETA)]
-        q = losses.q_dueling(policy.new_zeros(len(policy)), critic, reference, policy, BETA)
+        if workload == "own dueling":
+            policy = critic.detach()
         with torch.no_grad():
             bellman.kl_divergence(policy, reference)
             policy.log_softmax(-1).gather(-1, self.tokens[:, None])
-        spread = (policy.detach().softmax(-1) * q.square()).sum(-1)
-        return [losses.policy_loss(policy, reference, q, BETA), q.gather(-1, self.tokens[:, None]), spread]
+        if workload == "policy loss":
+            return [losses.policy_loss(policy, reference, losses.q_residual(critic.detach(), reference, BETA), BETA)]
+        q = losses.q_dueling(policy.new_zeros(len(policy)), critic, reference, policy, BETA)
+        terms = [q.gather(-1, self.tokens[:, None]), (policy.detach().softmax(-1) * q.square()).sum(-1)]
+        return terms if workload == "own dueling" else [losses.policy_loss(policy, reference, q, BETA), *terms]
 
     def _logits(self) -> list[torch.Tensor]:
         return [(h @ self.weight.T).float() for h in (self.policy, self.reference, self.critic)]

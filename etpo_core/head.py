@@ -3,7 +3,8 @@
 The networks hand over hidden states; the language-model head W [V, H], frozen and shared by all of them, turns a hidden
 state h into one logit a token, z = W h. With 49,152 tokens in the vocabulary these logits are large, so they are made
 for a block of positions and a tile of the vocabulary at a time, reduced to a few numbers a position, and forgotten.
-`statistics`, `policy_terms` and `dueling_terms` give what the methods need, with gradients in closed form;
+`statistics`, `policy_terms`, `dueling_terms` and `own_dueling_terms` give what the methods need, with gradients in
+closed form;
 `logit_taken` gives the logits of single tokens without the vocabulary; `streamed` does any other function of logits.
 
 That the head is linear and shared saves products with it, and saves digits:
@@ -206,16 +207,60 @@ def dueling_terms(
     s = _summed(policy, [reference, critic], weight, tokens, blocks, kernel=_kernels.dueling, count=3)
     kl, loss = s.kl
     row, into_policy, into_critic = s.pulled
+    advantage, spread = _advantage(critic, reference, weight, tokens, beta, row, into_critic, s.value)
+    return DuelingTerms(_attached(policy, loss, into_policy), kl, s.log_prob, advantage, spread)
+
+
+def own_dueling_terms(
+    critic: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    beta: float,
+    *,
+    blocks: Blocks | None = None,
+) -> DuelingTerms:
+    """`dueling_terms` of a policy that has the critic's weights, pi = softmax(z_critic), at less cost.
+
+    Such a policy is its own optimum, so its loss is 0 and without a gradient, and A(w) = beta (log pi(w) / rho(w) -
+    KL[pi || rho]). Costs two products with the head and two back.
+
+    Args:
+        critic: hidden states [N, H]. Gradients reach them as in `dueling_terms`: pi is a constant.
+        reference: hidden states [N, H], a constant.
+        weight: the head [V, H], frozen.
+        tokens: token ids [N] whose advantage and log-probability are wanted.
+        beta: weight of the KL, in units of reward.
+        blocks: how much at once; None for what suits the device.
+
+    Raises:
+        ValueError: no position, or different numbers of them.
+    """
+    _expect_positions(critic=critic, reference=reference, tokens=tokens)
+    s = _summed(critic, [reference], weight, tokens, blocks, kernel=_kernels.own_dueling, count=2)
+    row, into_critic = s.pulled
+    advantage, spread = _advantage(critic, reference, weight, tokens, beta, row, into_critic, s.value)
+    return DuelingTerms(torch.zeros_like(s.kl[0]), s.kl[0], s.log_prob, advantage, spread)
+
+
+def _advantage(
+    critic: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    beta: float,
+    row: Tensor,
+    into_critic: Tensor,
+    square: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """A of the tokens [N] and E_pi[A^2] [N], with their gradients into the critic.
+
+    `row` is E_pi[W_w] [N, H] and is lost; `into_critic` E_pi[C W_w] [N, H], `square` E_pi[C^2] [N], with C = A / beta.
+    """
     direction = row.neg_().add_(weight.detach()[tokens]).mul_(beta)  # d advantage / d critic
     triples = zip(critic.detach().split(CHUNK), reference.detach().split(CHUNK), direction.split(CHUNK), strict=True)
     advantage = torch.cat([((_wide(a) - _wide(b)) * d).sum(-1) for a, b, d in triples])
-    return DuelingTerms(
-        _attached(policy, loss, into_policy),
-        kl,
-        s.log_prob,
-        _attached(critic, advantage, direction),
-        2 * beta**2 * _attached(critic, s.value / 2, into_critic),
-    )
+    return _attached(critic, advantage, direction), 2 * beta**2 * _attached(critic, square / 2, into_critic)
 
 
 def logit_taken(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
@@ -542,6 +587,27 @@ def _plain_dueling_weights(tile: Tensor, mean: Tensor, buffers: Sequence[Tensor]
     return (weighted * centred).sum(-1)
 
 
+def _own_dueling_weights(tile: Tensor, mean: Tensor, buffers: Sequence[Tensor]) -> Tensor:
+    """pi stays in front, then half the weights of the gradient of E_pi[C^2]; the sum of pi C^2.
+
+    C = E_pi[d] - d, with d = z_reference - z of the policy, which is the critic.
+    """
+    first, second = buffers
+    p, difference = _widened(tile, first)
+    centred = torch.sub(mean[0], difference, out=second[0])
+    weighted = torch.mul(p, centred, out=second[1])
+    tile[1].copy_(weighted)
+    return weighted.mul_(centred).sum(-1)
+
+
+def _plain_own_dueling_weights(tile: Tensor, mean: Tensor, buffers: Sequence[Tensor]) -> Tensor:
+    p, difference = _wide(tile)
+    centred = mean[0] - difference
+    weighted = p * centred
+    tile[1].copy_(weighted)
+    return (weighted * centred).sum(-1)
+
+
 def _widened(tile: Tensor, buffer: Tensor) -> Tensor:
     """The tile in float32 or wider: itself, or in the buffer."""
     return tile if tile.dtype == buffer.dtype else buffer.copy_(tile)
@@ -551,10 +617,11 @@ class _Kernels(NamedTuple):
     sums: Callable
     loss: Callable
     dueling: Callable
+    own_dueling: Callable
 
 
-_EAGER = _Kernels(_sums, _loss_weights, _dueling_weights)
-_PLAIN = _Kernels(_plain_sums, _plain_loss_weights, _plain_dueling_weights)
+_EAGER = _Kernels(_sums, _loss_weights, _dueling_weights, _own_dueling_weights)
+_PLAIN = _Kernels(_plain_sums, _plain_loss_weights, _plain_dueling_weights, _plain_own_dueling_weights)
 _kernels = _EAGER
 
 
@@ -605,15 +672,16 @@ def _probe(weight: Tensor) -> dict[str, Tensor]:
     policy, reference, critic = (states[0], states[0] + 0.1 * states[1], states[0] + 0.1 * states[2])
     policy, reference, critic = (h.bfloat16().to(weight.dtype) for h in (policy, reference, critic))
     policy, critic = policy.requires_grad_(), critic.requires_grad_()
-    terms = [
-        statistics(policy, weight, reference=reference, q=critic, tokens=tokens),
-        policy_terms(policy, reference, critic, weight, tokens),
-        dueling_terms(policy, reference, critic, weight, tokens, 1.0),
-    ]
+    terms = {
+        "statistics": statistics(policy, weight, reference=reference, q=critic, tokens=tokens),
+        "policy_terms": policy_terms(policy, reference, critic, weight, tokens),
+        "dueling_terms": dueling_terms(policy, reference, critic, weight, tokens, 1.0),
+        "own_dueling_terms": own_dueling_terms(critic, reference, weight, tokens, 1.0),
+    }
     found = {}
-    for group in terms:
+    for function, group in terms.items():
         for name, value in zip(group._fields, group, strict=True):
-            name = f"{type(group).__name__}.{name}"
+            name = f"{function}.{name}"
             found[name] = value.detach().double()
             if value.requires_grad:
                 slopes = torch.autograd.grad(value.sum(), (policy, critic), allow_unused=True, retain_graph=True)

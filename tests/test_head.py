@@ -6,7 +6,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from etpo_core import head
 from etpo_core.bellman import expected_q, kl_divergence
-from etpo_core.head import Blocks, dueling_terms, logit_taken, policy_terms, statistics, streamed
+from etpo_core.head import (
+    Blocks,
+    dueling_terms,
+    logit_taken,
+    own_dueling_terms,
+    policy_terms,
+    statistics,
+    streamed,
+)
 from etpo_core.losses import policy_loss, q_dueling
 
 BETA = 0.3
@@ -129,6 +137,33 @@ def test_float32_states_with_a_bfloat16_head_keep_their_small_differences():
     assert leaf.grad.dtype == torch.float32
 
 
+def own(policy, reference, critic, weight, tokens, blocks=None):
+    """What `own_dueling_terms` returns, with gradients."""
+    (leaf,) = leaves(critic)
+    found = {
+        f"own {n}": v
+        for n, v in own_dueling_terms(leaf, reference, weight, tokens, BETA, blocks=blocks)._asdict().items()
+    }
+    found |= {f"d {name}": gradient(found[name], leaf) for name in ("own advantage", "own spread")}
+    return {name: value.detach() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-7), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_a_policy_with_the_critics_weights_needs_less_for_the_same(blocks, dtype, rtol):
+    _, reference, critic, weight, tokens = states(7, 5, 13)
+    (leaf,) = leaves(critic)
+    whole = {f"own {n}": v for n, v in dueling_terms(critic, reference, leaf, weight, tokens, BETA)._asdict().items()}
+    whole |= {f"d {name}": gradient(whole[name], leaf) for name in ("own advantage", "own spread")}
+    got = own(None, reference.to(dtype), critic, weight.to(dtype), tokens, blocks)
+    assert not got.pop("own policy_loss").any() and not any(
+        t.requires_grad for t in own_dueling_terms(critic, reference, weight, tokens, BETA)
+    )
+    for name, value in got.items():
+        error = (value.double() - whole[name].detach().double()).norm() / whole[name].norm()
+        assert error < rtol, (name, error)
+
+
 def test_gradients_are_those_of_finite_differences():
     policy, reference, critic, weight, tokens = states(4, 3, 7)
     policy_leaf, critic_leaf = leaves(policy, critic)
@@ -228,7 +263,12 @@ def test_memory_does_not_grow_with_the_vocabulary_times_the_positions():
         dueling_terms(*inputs, BETA, blocks=blocks)
 
     assert largest(of_statistics, 16) == largest(of_statistics, 400) == vocabulary * width  # the head itself
+
+    def of_own_dueling(policy, reference, critic, weight, tokens):
+        own_dueling_terms(critic, reference, weight, tokens, BETA, blocks=blocks)
+
     assert largest(of_dueling, 16) == largest(of_dueling, 400) == 3 * blocks.positions * vocabulary
+    assert largest(of_own_dueling, 16) == largest(of_own_dueling, 400) == 2 * blocks.positions * vocabulary
 
 
 def test_only_what_is_asked_for():
@@ -265,12 +305,12 @@ def test_different_numbers_of_positions_are_an_error():
 def test_the_plain_kernels_are_the_eager_ones(monkeypatch, dtype):
     """What a compiler would be given, without one."""
     inputs = [t.to(dtype) if t.is_floating_point() else t for t in states(7, 16, 130)]
-    expected = ours(*inputs, Blocks(3, 50))
+    expected = ours(*inputs, Blocks(3, 50)) | own(*inputs)
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     assert head.use_compiled(inputs[3]) == ""
     assert head._kernels != head._EAGER
     rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    for name, value in ours(*inputs, Blocks(3, 50)).items():
+    for name, value in (ours(*inputs, Blocks(3, 50)) | own(*inputs)).items():
         assert (value - expected[name]).norm() <= rounding * expected[name].norm(), name
 
 
@@ -288,7 +328,7 @@ def test_less_exact_kernels_are_refused(monkeypatch):
         return lambda tile, *rest: function(tile.copy_(tile.bfloat16()), *rest)
 
     monkeypatch.setattr(torch, "compile", sloppy)
-    assert head.use_compiled(torch.randn(50, 8)).startswith("less exact than the eager kernels: Statistics.kl")
+    assert head.use_compiled(torch.randn(50, 8)).startswith("less exact than the eager kernels: statistics.kl")
     assert head._kernels == head._EAGER
 
 

@@ -57,6 +57,16 @@ def test_streamed_terms_are_those_of_whole_logits(moved, name):
     torch.testing.assert_close(got, expected, **near)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if READINGS[name].critic_is_target])
+def test_no_policy_stands_for_one_with_the_critics_weights(moved, name):
+    agent, batch = moved
+    reference, critic = agent.hidden("reference", batch), agent.hidden("critic", batch, grad=True)
+    given = READINGS[name].terms(agent, critic.detach(), reference, critic, batch.tokens, BETA)
+    implied = READINGS[name].terms(agent, None, reference, critic, batch.tokens, BETA)
+    for field, expected, got in zip(given._fields, given, implied, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda m, field=field: f"{field}: {m}")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_crosses_between_policy_and_critic(moved, name):
     agent, batch = moved

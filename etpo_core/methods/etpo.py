@@ -157,7 +157,8 @@ class ETPO:
                 policy = agent.hidden("policy", batch, grad=True)
             else:  # both have the same weights until the critic has moved
                 policy = critic.detach() if first else actor[number]
-            terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
+            apart = None if self.exact and first else policy
+            terms = self.reading.terms(agent, apart, reference, critic, batch.tokens, self.beta)
             value = self._value(reference)
             target = None if self.reading.has_value and not corrects else agent.hidden("target_critic", batch)
             values, kl = value + self.reading.expected(agent, policy, reference, target, self.beta), terms.kl

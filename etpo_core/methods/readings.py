@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..agent import Agent
-from ..head import PolicyTerms, dueling_terms, logit_taken, policy_terms, statistics
+from ..head import PolicyTerms, dueling_terms, logit_taken, own_dueling_terms, policy_terms, statistics
 from ..losses import q_dueling, q_raw, q_residual, q_scaled
 
 
@@ -54,9 +54,9 @@ class Reading(Protocol):
     critic_is_target: bool
 
     def terms(
-        self, agent: Agent, policy: Tensor, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
+        self, agent: Agent, policy: Tensor | None, reference: Tensor, critic: Tensor, tokens: Tensor, beta: float
     ) -> Terms:
-        """The terms of both losses for the tokens [N] that were taken."""
+        """The terms of both losses for the tokens [N] that were taken; no policy: it has the critic's weights."""
 
     def expected(self, agent: Agent, policy: Tensor, reference: Tensor, target: Tensor, beta: float) -> Tensor:
         """E_pi[Q] of the target critic less V [N], no gradient; a reading with a value looks at no target critic."""
@@ -73,7 +73,10 @@ class Dueling:
 
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; the prior is E_pi[A^2]."""
-        t = dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta)
+        if policy is None:
+            t = own_dueling_terms(critic, reference, agent.head_weight, tokens, beta)
+        else:
+            t = dueling_terms(policy, reference, critic, agent.head_weight, tokens, beta)
         return Terms(t.policy_loss, t.kl, t.log_prob, t.advantage, t.advantage.detach(), t.spread)
 
     def expected(self, agent, policy, reference, target, beta) -> Tensor:
@@ -125,6 +128,7 @@ class OnLogits:
 
     def terms(self, agent, policy, reference, critic, tokens, beta) -> Terms:
         """See `Reading.terms`; there is no prior."""
+        policy = critic.detach() if policy is None else policy
         t = self.policy_terms(agent, policy, reference, critic, tokens, beta)
         q_taken = logit_taken(self.states(reference, critic, beta), agent.head_weight, tokens)
         advantage = q_taken.detach() - self.expected(agent, policy, reference, critic.detach(), beta)
