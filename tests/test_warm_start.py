@@ -245,6 +245,17 @@ def test_training_learns_repeats_and_yields_a_plain_model(tiny, small_corpus, tm
     assert torch.equal(weights_of(model), weights_of(again))
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_training_takes_its_products_in_the_precision_that_the_machine_is_fast_in(
+    tiny, small_corpus, tmp_path, monkeypatch, precision
+):
+    monkeypatch.setattr(sft, "choose", lambda least_exact: SimpleNamespace(precision=precision))
+    seen, model = set(), tiny[0]
+    model.model.layers[0].mlp.register_forward_hook(lambda *call: seen.add(str(call[-1].dtype)))
+    _, record = train(*tiny, small_corpus, SETTINGS, tmp_path / "a.pt")
+    assert record["precision"] == precision and seen == {f"torch.{precision}"}
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_killed_run_goes_on_to_the_same_weights(tiny, small_corpus, tmp_path, monkeypatch, rank):
     settings = replace(SETTINGS, lora_rank=rank)

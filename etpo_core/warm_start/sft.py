@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from etpo_core.errors import UserError
 from etpo_core.language_model import encode_prompt
-from etpo_core.machine import use_fast_matmul
+from etpo_core.machine import choose
 from etpo_core.provenance import write_tensors
 from etpo_core.warm_start.corpus import Corpus, Example
 
@@ -167,19 +167,21 @@ def train(
 
     Returns:
         The trained model (a LoRA adapter is merged) and the record: loss of each step in nats per token, tokens seen,
-        seconds.
+        seconds, precision of the products.
     """
-    use_fast_matmul()
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), "bfloat16"
+    if next(model.parameters()).device.type == "cpu":
+        precision = choose(precision).precision  # a processor that has to emulate bfloat16 is a hundred times slower
     if model.config.hidden_size < SERIAL_BELOW:
         torch.set_num_threads(1)
     try:
-        return _train(model, tokenizer, card, corpus, settings, checkpoint)
+        model, record = _train(model, tokenizer, card, corpus, settings, checkpoint, getattr(torch, precision))
+        return model, record | {"precision": precision}
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(model, tokenizer, card, corpus, settings, checkpoint) -> tuple[nn.Module, dict]:
+def _train(model, tokenizer, card, corpus, settings, checkpoint, precision) -> tuple[nn.Module, dict]:
     torch.manual_seed(settings.seed)
     full = settings.lora_rank == 0
     if full:
@@ -211,7 +213,7 @@ def _train(model, tokenizer, card, corpus, settings, checkpoint) -> tuple[nn.Mod
         count = sum(len(p.targets) for p in sequences)
         total = 0.0
         for batch in micro_batches(sequences, tokens_at_once):
-            with torch.autocast(device_type, torch.bfloat16):
+            with torch.autocast(device_type, precision, enabled=precision != torch.float32):
                 loss = loss_sum(model, batch) / count
             loss.backward()
             total += loss.item()
