@@ -135,8 +135,13 @@ def run_parameters(run: Run, settings: Settings) -> dict:
 
 
 def fingerprint(parameters: dict, model_card: dict, task: Task) -> str:
-    """Names what a run depends on besides the code: its settings, the model's weights, the table."""
-    content = {"parameters": parameters, "model": model_card.get("sha256"), "data": task.sha256}
+    """Names what a run depends on besides the code: its settings, the model, the table.
+
+    A warm-started model is named by what it was made from and how. Its weights differ in the last digits from one kind
+    of processor to another, and a matrix of runs may be completed on several; their sum stands in the run card.
+    """
+    model = model_card.get("warm_start") or model_card.get("sha256")
+    content = {"parameters": parameters, "model": model, "data": task.sha256}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,7 +163,8 @@ def train(
         task: the data set.
         executor: scores programs.
         settings: of the scale.
-        mark: the run's `fingerprint`; a checkpoint with another one is not gone on from.
+        mark: the run's `fingerprint` and the sum of the model's weights, say; a checkpoint with another mark is not
+            gone on from.
 
     Yields:
         The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all

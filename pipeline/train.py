@@ -76,10 +76,11 @@ def run_stage(run: Run, settings: Settings) -> None:
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = load_agent(run, settings, device, method.trains, precision)
     started = time.time()
+    whose = f"{mark} {model_card['sha256']}"  # a checkpoint's adapters fit the very weights they were trained on
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
         with tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first) as bar:
-            for row in train(run, agent, method, task, executor, settings, mark):
+            for row in train(run, agent, method, task, executor, settings, whose):
                 bar.n = row["steps"]
                 bar.set_postfix(
                     reward=f"{row['mean_reward']:.3f}",

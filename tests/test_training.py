@@ -94,6 +94,15 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(results, settings, make_a
     assert [row["steps"] for row in rows] == [8, 16, 20]
 
 
+def test_a_warm_started_model_is_named_by_how_it_was_made(toy_task):
+    def mark(**card):
+        return fingerprint({}, {"sha256": "a", "warm_start": {"steps": 3, "base": "b"}} | card, toy_task)
+
+    assert mark(sha256="of another processor") == mark()  # its weights differ by rounding alone
+    assert mark(warm_start={"steps": 3, "base": "c"}) != mark() != mark(warm_start={"steps": 4, "base": "b"})
+    assert mark(warm_start=None) != mark(warm_start=None, sha256="other weights")
+
+
 def test_another_seed_is_another_run(results, settings, make_agent, toy_task, stub_executor):
     a, _ = start("reflection", settings, make_agent, toy_task, stub_executor, seed=0)
     b, _ = start("reflection", settings, make_agent, toy_task, stub_executor, seed=1)
