@@ -7,6 +7,7 @@ business of `head`, `bellman` and `losses`. Token ids are kept from sampling to
 loss: text is decoded for the executor and never tokenised again.
 """
 
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +34,17 @@ KEPT = 8  # batches at most whose common layers' states are kept for another rol
 class Sequences:
     """Prompts followed by actions, padded on the right; what lies where is told by position.
 
+    A policy that has learnt writes the same program again and again. Equal sequences are held, and computed, once: a
+    batch of N action positions has M <= N distinct ones, and `each` gives all positions what was computed for those.
+
     Attributes:
         prefix: token ids [P] that all sequences begin with, held (and by a `llama.Body` computed) once.
-        ids: token ids [batch, S] of what follows.
-        rows: batch index of each action position [N], all actions one after another.
-        columns: index into S of the hidden state that the action token is drawn from [N].
-        tokens: the action tokens [N].
+        ids: token ids [distinct, S] of what follows.
+        rows: index into `ids` of each distinct action position [M], all actions one after another.
+        columns: index into S of the hidden state that the action token is drawn from [M].
+        tokens: the action tokens [M].
         lengths: tokens of each action [batch]; N is their sum.
+        copies: index into the distinct positions of every action position [N], all actions one after another.
     """
 
     prefix: Tensor
@@ -48,19 +53,19 @@ class Sequences:
     columns: Tensor
     tokens: Tensor
     lengths: Tensor
+    copies: Tensor
 
     @classmethod
     def pack(cls, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], device) -> "Sequences":
         """Packs prompts and actions. A prompt and an action must have at least one token."""
         shared = shared_length(prompts)
-        whole = [list(p[shared:]) + list(a) for p, a in zip(prompts, actions, strict=True)]
+        pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, actions, strict=True)]
+        distinct = list(dict.fromkeys(pairs))
+        whole = [[*p[shared:], *a] for p, a in distinct]
         longest = max(map(len, whole))
-        index = [
-            (b, len(p) - shared - 1 + j, t)
-            for b, (p, a) in enumerate(zip(prompts, actions, strict=True))
-            for j, t in enumerate(a)
-        ]
+        index = [(row, len(p) - shared - 1 + j, t) for row, (p, a) in enumerate(distinct) for j, t in enumerate(a)]
         rows, columns, tokens = torch.tensor(index, device=device).T
+        starts = dict(zip(distinct, itertools.accumulate((len(a) for _, a in distinct), initial=0), strict=False))
         return cls(
             prefix=torch.tensor(prompts[0][:shared], dtype=torch.long, device=device),
             ids=torch.tensor([w + [0] * (longest - len(w)) for w in whole], device=device),
@@ -68,14 +73,20 @@ class Sequences:
             columns=columns,
             tokens=tokens,
             lengths=torch.tensor([len(a) for a in actions], device=device),
+            copies=torch.tensor([starts[pair] + j for pair in pairs for j in range(len(pair[1]))], device=device),
         )
+
+    def each(self, values: Tensor) -> Tensor:
+        """Gives every action position [N, ...] the values of its distinct one [M, ...]; gradients add up."""
+        return values[self.copies]
 
     def to_padded(self, values: Tensor) -> Tensor:
         """Spreads values of action positions [N] over a matrix [batch, longest action], 0 beyond an action's end."""
         starts = self.lengths.cumsum(0) - self.lengths
-        position = torch.arange(len(values), device=values.device) - starts[self.rows]
+        actions = torch.arange(len(self.lengths), device=values.device).repeat_interleave(self.lengths)
+        position = torch.arange(len(values), device=values.device) - starts[actions]
         padded = values.new_zeros(len(self.lengths), int(self.lengths.max()))
-        return padded.index_put((self.rows, position), values)
+        return padded.index_put((actions, position), values)
 
     def to_flat(self, padded: Tensor) -> Tensor:
         """The inverse of `to_padded`: [batch, longest action] to [N]."""
@@ -181,7 +192,7 @@ class Agent:
             yield
 
     def hidden(self, role: str, sequences: Sequences, grad: bool = False) -> Tensor:
-        """Last hidden states [N, H] in float32 at the positions that action tokens are drawn from.
+        """Last hidden states [M, H] in float32 at the distinct positions that action tokens are drawn from.
 
         Args:
             role: reference, policy, critic or target_critic.

@@ -50,7 +50,7 @@ class TabularAgent:
         return [self._tables[adapter]]
 
     def hidden(self, role: str, sequences: Sequences, grad: bool = False) -> Tensor:
-        """See `Agent.hidden`: logits and code of each prefix, [N, V + rows]."""
+        """See `Agent.hidden`: logits and code of each prefix, [M, V + rows]."""
         shared = sequences.prefix.tolist()
         whole = [shared + row for row in sequences.ids.tolist()]
         index = torch.tensor(

@@ -59,10 +59,10 @@ def described(agent: Agent, transitions: list[Transition], gamma: float, tokens_
     weight = agent.head_weight.float()
     for group in micro_batches(transitions, tokens_at_once):
         batch = pack(agent, group)
-        hidden = agent.hidden("reference", batch)
+        hidden, drawn = batch.each(agent.hidden("reference", batch)), batch.each(batch.tokens)
         ordered += group
         states.append(hidden.cpu())
-        for part, tokens in zip(hidden.split(CHUNK), batch.tokens.split(CHUNK), strict=True):
+        for part, tokens in zip(hidden.split(CHUNK), drawn.split(CHUNK), strict=True):
             scores.append((weight[tokens] - (part @ weight.T).softmax(-1) @ weight).cpu())
     returns = torch.tensor([t.reward + (0.0 if t.done else gamma * following) for t in ordered])
     return Actions(returns, torch.tensor([len(t.action) for t in ordered]), torch.cat(states), torch.cat(scores))

@@ -45,6 +45,17 @@ def test_padded_and_flat_are_inverse(sequences):
     assert sequences.to_flat(padded).tolist() == values.tolist()
 
 
+def test_equal_sequences_are_held_once():
+    # The same action behind another prompt, and another action behind the same prompt, are sequences of their own.
+    packed = Sequences.pack([(1, 2), (1, 2), (1, 3), (1, 2)], [(6, 7), (8,), (6, 7), (6, 7)], "cpu")
+    assert packed.ids.tolist() == [[2, 6, 7], [2, 8, 0], [3, 6, 7]]
+    assert packed.tokens.tolist() == [6, 7, 8, 6, 7] and packed.lengths.tolist() == [2, 1, 2, 2]
+    assert packed.copies.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    values = packed.each(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert packed.to_padded(values).tolist() == [[1, 2], [3, 0], [4, 5], [1, 2]]
+    assert packed.to_flat(packed.to_padded(values)).tolist() == values.tolist()
+
+
 def test_every_role_starts_at_the_reference_bit_for_bit(make_agent, sequences):
     agent = make_agent()
     reference = agent.hidden("reference", sequences)

@@ -66,6 +66,52 @@ def test_the_first_update_starts_from_the_reference(make_agent, settings, name):
     assert logged["kl_per_token"] == 0.0 and logged["kl_per_action"] == 0.0
 
 
+def singly(agent, group):
+    """`pack` with a row for each transition, whether equal to another or not."""
+    packed = pack(agent, group)
+    distinct = list(dict.fromkeys((t.prompt, t.action) for t in group))
+    rows = [distinct.index((t.prompt, t.action)) for t in group]
+    tokens = packed.each(packed.tokens)
+    return replace(
+        packed,
+        ids=packed.ids[rows],
+        rows=torch.arange(len(group)).repeat_interleave(packed.lengths),
+        columns=torch.cat([packed.columns[packed.rows == row] for row in rows]),
+        tokens=tokens,
+        copies=torch.arange(len(tokens)),
+    )
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "released"])
+def test_equal_actions_are_computed_once_and_count_as_often_as_they_were_drawn(make_agent, settings, name, monkeypatch):
+    def trained(pack):
+        for module in ("etpo", "ppo_kl", "poad", "released"):
+            monkeypatch.setattr(f"etpo_core.methods.{module}.pack", pack)
+        agent = make_agent()
+        fast = {"epochs": 2, "policy_lr": 0.01, "critic_lr": 0.01}
+        fast = {key: value for key, value in fast.items() if vars(settings.methods[name]).get(key, "exact") != "exact"}
+        method = started(name, settings, agent, **fast)
+        batch = [
+            replace(t, reward=r) for t, r in zip(draw(agent, 3, set(), 0, length=3), (-1.0, 0.2, 1.0), strict=True)
+        ]
+        # One more behind a failure, one that is followed by a state, and all but one of them again.
+        batch += [replace(batch[0], prompt=FAILED), replace(batch[1], reward=-1.0, done=False, next_prompt=FAILED)]
+        found = [method.update(batch + batch[1:] + batch[2:3]) for _ in range(2)]
+        return found, weights_of(agent)
+
+    def weights_of(agent):
+        return torch.cat([p.detach().flatten() for a in ("policy", "critic") for p in agent.parameters(a)])
+
+    # In float32, sums in another order; and AdamW divides tiny gradients by their own size, rounding included.
+    (once, weights), (alone, expected) = trained(pack), trained(singly)
+    for a, b in zip(once, alone, strict=True):
+        assert a.logged == pytest.approx(b.logged, rel=1e-3, abs=1e-6)
+        for credit, of_its_own in zip(a.credit, b.credit, strict=True):
+            assert credit == pytest.approx(of_its_own, rel=1e-3, abs=1e-5)
+    moved = (expected - weights_of(make_agent())).norm()
+    assert moved > 0 and (weights - expected).norm() < 1e-3 * moved
+
+
 @pytest.mark.parametrize("reading", ["dueling", "residual", "scaled"])
 def test_the_exact_policy_is_where_its_loss_is_least(make_agent, settings, reading):
     agent = make_agent()

@@ -41,16 +41,18 @@ def credit_of(
 def micro_batches(transitions: Sequence[Transition], tokens: int) -> Iterator[list[Transition]]:
     """Groups of transitions that take at most `tokens` tokens each, padding included, the longest sequences first.
 
-    What all prompts of a group begin with counts once, as it is computed once. Sequences of a group are about equally
-    long, so little is padded; and a prompt that shows a failure is longer than the prompt that led to it, so a next
-    state that was acted in is mostly known before it is asked for. A transition too long for the limit goes alone.
+    What all prompts of a group begin with counts once, as it is computed once, and so do equal sequences. Sequences of
+    a group are about equally long, so little is padded; and a prompt that shows a failure is longer than the prompt
+    that led to it, so a next state that was acted in is mostly known before it is asked for. A transition too long for
+    the limit goes alone.
     """
     group: list[Transition] = []
-    for t in sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action), reverse=True):
+    for t in sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action, t.prompt), reverse=True):
         if group:
             shared = shared_length([u.prompt for u in (*group, t)])
             longest = len(group[0].prompt) + len(group[0].action)
-            if shared + (len(group) + 1) * (longest - shared) > tokens:
+            distinct = {(u.prompt, u.action) for u in (*group, t)}
+            if shared + len(distinct) * (longest - shared) > tokens:
                 yield group
                 group = []
         group.append(t)
@@ -79,8 +81,8 @@ def next_token_kl(agent: Agent, policy_hidden: Tensor, reference_hidden: Tensor)
 
 
 def token_log_prob(agent: Agent, batch: Sequences, hidden: Tensor) -> Tensor:
-    """log-probability [N] of the action tokens from hidden states [N, H] at their positions."""
-    return statistics(hidden, agent.head_weight, tokens=batch.tokens).log_prob
+    """log-probability [N] of the action tokens from hidden states [M, H] at their distinct positions."""
+    return batch.each(statistics(hidden, agent.head_weight, tokens=batch.tokens).log_prob)
 
 
 def adamw(momentum: float, *parts: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Optimizer:

@@ -159,9 +159,10 @@ class ETPO:
                 policy = critic.detach() if first else actor[number]
             apart = None if self.exact and first else policy
             terms = self.reading.terms(agent, apart, reference, critic, batch.tokens, self.beta)
-            value = self._value(reference)
+            terms, value = terms.each(batch), batch.each(self._value(reference))
             target = None if self.reading.has_value and not corrects else agent.hidden("target_critic", batch)
-            values, kl = value + self.reading.expected(agent, policy, reference, target, self.beta), terms.kl
+            expected = self.reading.expected(agent, policy, reference, target, self.beta)
+            values, kl = value + batch.each(expected), terms.kl
             states = self._state_values(batch, values, kl).tolist()
             soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
             if first and self.epochs > 1:
@@ -172,14 +173,14 @@ class ETPO:
                 overlap = streamed(self._overlap, policy.detach(), reference, target, drawn_by)[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
-                    "baseline": batch.to_padded(value + overlap),
+                    "baseline": batch.to_padded(value + batch.each(overlap)),
                 }
             evaluated = batch, group, values, kl, next_soft_value, correction
             # While V knows nothing, only the whole return says anything.
             knows = self.value.fitted or not self.reading.has_value
             targets = self._targets(*evaluated, lam=self.lam if knows else 1.0)
             if first and self.reading.has_value:
-                self.value.observe(agent.features(reference), self._targets(*evaluated, lam=1.0))
+                self.value.observe(batch.each(agent.features(reference)), self._targets(*evaluated, lam=1.0))
             error = self._critic_loss(value + terms.q_taken, targets)
             # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
             # pass serves both.
@@ -195,7 +196,7 @@ class ETPO:
     # Targets ---------------------------------------------------------------------------------------------------
 
     def _value(self, reference: Tensor) -> Tensor:
-        """V [N] at the reference's hidden states [N, H]; 0 in readings of Q without it."""
+        """V [M] at the reference's hidden states [M, H]; 0 in readings of Q without it."""
         if self.reading.has_value:
             return self.value(self.agent.features(reference))
         return reference.new_zeros(len(reference))

@@ -79,11 +79,11 @@ class POAD:
         values, old_log_probs, penalties, kl = [], [], [], 0.0
         for batch in batches:
             reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            values.append(agent.value("critic", agent.hidden("critic", batch)).detach())
+            values.append(batch.each(agent.value("critic", agent.hidden("critic", batch)).detach()))
             of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
-            old_log_probs.append(of_policy.log_prob)
+            old_log_probs.append(batch.each(of_policy.log_prob))
             penalties.append(self.beta * (old_log_probs[-1] - token_log_prob(agent, batch, reference)))
-            kl += float(of_policy.kl.sum())
+            kl += float(batch.each(of_policy.kl).sum())
         next_values = self._next_values(groups, batches, values)
         returns = [self._returns(*row) for row in zip(groups, batches, values, penalties, next_values, strict=True)]
         advantage = torch.cat(returns) - torch.cat(values)
@@ -95,7 +95,8 @@ class POAD:
             for batch, old, weight, goal in zip(batches, old_log_probs, advantages, returns, strict=True):
                 policy = agent.hidden("policy", batch, grad=True)
                 losses = ppo_clipped_loss(token_log_prob(agent, batch, policy), old, weight, self.clip)
-                error = critic_loss(agent.value("critic", agent.hidden("critic", batch, grad=True)), goal)
+                critic = batch.each(agent.value("critic", agent.hidden("critic", batch, grad=True)))
+                error = critic_loss(critic, goal)
                 ((losses + error).sum() / total).backward()
                 sums["policy_loss"] += float(losses.detach().sum())
                 sums["critic_loss"] += float(error.detach().sum())

@@ -63,11 +63,11 @@ class PPOKL:
         for batch in batches:
             reference = agent.hidden("reference", batch)
             policy = agent.hidden("policy", batch)
-            features.append(reference[batch.lengths.cumsum(0) - batch.lengths])
+            features.append(batch.each(reference)[batch.lengths.cumsum(0) - batch.lengths])
             of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
-            old_log_probs.append(batch.to_padded(of_policy.log_prob).sum(-1))
+            old_log_probs.append(batch.to_padded(batch.each(of_policy.log_prob)).sum(-1))
             log_ratios.append(old_log_probs[-1] - self._action_log_prob(batch, reference))
-            kl += float(of_policy.kl.sum())
+            kl += float(batch.each(of_policy.kl).sum())
         state = torch.cat(features)
         ordered = [t for group in groups for t in group]
         with torch.no_grad():
@@ -102,7 +102,7 @@ class PPOKL:
         return Learnt(logged, credit_of(transitions, [ordered], [held]))
 
     def _action_log_prob(self, batch: Sequences, hidden: Tensor) -> Tensor:
-        """log pi(a|s) [batch] from the policy's hidden states at the action positions."""
+        """log pi(a|s) [batch] from the policy's hidden states at the distinct positions."""
         return batch.to_padded(token_log_prob(self.agent, batch, hidden)).sum(-1)
 
     def _next_value(self, transitions: list[Transition], state: Tensor) -> Tensor:

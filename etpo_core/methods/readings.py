@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..agent import Agent
+from ..agent import Agent, Sequences
 from ..head import PolicyTerms, dueling_terms, logit_taken, own_dueling_terms, policy_terms, statistics
 from ..losses import q_dueling, q_raw, q_residual, q_scaled
 
@@ -40,6 +40,10 @@ class Terms(NamedTuple):
     q_taken: Tensor
     advantage: Tensor
     prior: Tensor
+
+    def each(self, batch: Sequences) -> "Terms":
+        """The terms of all action positions from those of the distinct ones."""
+        return Terms(*(batch.each(values) for values in self))
 
 
 class Reading(Protocol):

@@ -183,7 +183,7 @@ class Released(ETPO):
         for group in micro_batches(transitions, self.tokens_at_once):
             batch = pack(self.agent, group)
             reference, policy = self.agent.hidden("reference", batch), self.agent.hidden("policy", batch)
-            parts = next_token_kl(self.agent, policy, reference).split(batch.lengths.tolist())
+            parts = batch.each(next_token_kl(self.agent, policy, reference)).split(batch.lengths.tolist())
             kl.update((id(t), part) for t, part in zip(group, parts, strict=True))
         # A batch is ordered by time, then by environment; each process has an equal share of these.
         pairs = zip(transitions, transitions[self.environments // distributed.size() :], strict=False)
