@@ -73,25 +73,27 @@ def workload(name: str, batch: int, limit: int) -> tuple[list[list[int]], list[i
 
 
 class ForcedEnds:
-    """A decoder whose sequences end at given lengths and not before."""
+    """A decoder whose sequences end at given lengths and not before; it takes a token of each at a time."""
+
+    takes_back = False
 
     def __init__(self, decoder: LlamaDecoder, lengths: Sequence[int]):
         self.decoder, self.lengths, self.written = decoder, torch.tensor(lengths, device=decoder.device), 0
 
-    def _forced(self, logits: Tensor) -> Tensor:
+    def _forced(self, logits: Tensor, lengths: Tensor) -> Tensor:
         self.written += 1
-        logits[:, END] = torch.where(self.lengths == self.written, 1e4, float("-inf")).to(logits.dtype)
+        logits[:, END] = torch.where(lengths == self.written, 1e4, float("-inf")).to(logits.dtype)
         return logits
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Decoder.prefill`."""
-        return self._forced(self.decoder.prefill(prompts))
+        return self._forced(self.decoder.prefill(prompts), self.lengths)
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """See `Decoder.step`."""
-        return self._forced(self.decoder.step(tokens))
+        return self._forced(self.decoder.step(tokens), self.lengths[[len(t) > 0 for t in tokens]])
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """See `Decoder.keep`."""
         self.lengths = self.lengths[rows]
         self.decoder.keep(rows)

@@ -20,8 +20,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from . import llama
+from . import distributed, llama
 from .decoder import Decoder, LlamaDecoder, Sampled, TransformersDecoder, sample, shared_length
+from .drafts import Drafts
 from .errors import UserError
 from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
@@ -145,6 +146,7 @@ class Agent:
                 self.value_heads[adapter] = head
         self.model = model.eval()  # no dropout anywhere: a pass depends on its input alone
         self.trainable = rank is not None
+        self._parameters: dict[str, list[nn.Parameter]] = {}
         if self.trainable:
             self._parameters = {
                 adapter: [p for n, p in model.named_parameters() if f".{adapter}." in n] for adapter in ADAPTERS
@@ -155,6 +157,7 @@ class Agent:
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
         self._below = weakref.WeakKeyDictionary()  # what the roles have in common, of the last batches that still live
         self._decoder: Decoder | None = None
+        self._drafts = Drafts()
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
         self._encode = lru_cache(maxsize=256)(
             lambda prompt: tuple(encode_prompt(self.tokenizer, prompt, self.card["format"]))
@@ -302,17 +305,21 @@ class Agent:
             return decode_action(self.tokenizer, s.tokens, end)
 
         told = None if ended is None else lambda _, s: ended(body(s))
+        drafts = self._drafts if self._decoder.takes_back else None
         with nullcontext() if own else self._role("policy"):
-            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told)
+            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told, drafts)
+        self._drafts.observe(distributed.merge([s.tokens for s in sampled]))
         return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
 
     # State -----------------------------------------------------------------------------------------------------
 
     def get_state(self) -> dict:
-        """Adapters and value heads, for a checkpoint."""
+        """Adapters, value heads and what guesses are made from, for a checkpoint."""
         return {
             "adapters": {a: [p.detach().clone() for p in ps] for a, ps in self._parameters.items()},
             "value_heads": {k: v.clone() for k, v in self.value_heads.state_dict().items()},
+            # Guesses change no action, but which rows are computed together, and with it the last digits.
+            "drafts": self._drafts.get_state(),
         }
 
     def save_policy(self, folder: Path) -> None:
@@ -331,4 +338,5 @@ class Agent:
             for parameter, value in zip(self._parameters[adapter], values, strict=True):
                 parameter.copy_(value)
         self.value_heads.load_state_dict(state["value_heads"])
+        self._drafts.set_state(state.get("drafts", ()))  # an older checkpoint has none
         self.refresh()

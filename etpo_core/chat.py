@@ -124,6 +124,13 @@ class ChatAgent:
         """What the run card says of the model: a name at an endpoint has no weights to identify it by."""
         return {"name": self.model, "source": self.endpoint, "stand_in": None, "sha256": None}
 
+    def get_state(self) -> dict:
+        """A model behind an endpoint has none."""
+        return {}
+
+    def set_state(self, state: dict) -> None:
+        """See `get_state`."""
+
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """A model behind an endpoint has no token ids."""
         return ()

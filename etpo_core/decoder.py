@@ -8,8 +8,9 @@ which are equally many for every sequence - so prompts of different lengths cost
 does the same through the model's own key-value cache, for every other architecture and as the reference in tests.
 
 `sample` writes a batch of actions with either. It draws tokens by inverting the cumulative distribution with one
-uniform number a row, returns the log-probability of each token under the very distribution that it was drawn from, and
-drops sequences that have ended from the batch.
+uniform number a token, returns the log-probability of each token under the very distribution that it was drawn from,
+and drops sequences that have ended from the batch. `LlamaDecoder` takes several tokens of a sequence at once, so that
+guesses (`drafts`) can be checked: where the token drawn is the one guessed, the next is drawn from the same pass.
 """
 
 import itertools
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import distributed, llama
+from .drafts import Drafts
 
 # Rows that a packed weight is laid out for. The layout for 16 is within 5 % of the best one from 1 to 512 rows.
 _PACKED_FOR = 16
@@ -54,16 +56,29 @@ class Sampled:
 
 
 class Decoder(Protocol):
-    """Incremental decoding of a batch of sequences of different lengths."""
+    """Incremental decoding of a batch of sequences of different lengths.
+
+    Attributes:
+        takes_back: whether a sequence can be given several tokens at once, and the last ones be taken back.
+    """
+
+    takes_back: bool
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Reads the prompts and returns next-token logits [batch, vocabulary]."""
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Appends one token [batch] to each sequence and returns the next logits [batch, vocabulary]."""
+    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Appends tokens to each sequence, to some perhaps none, and returns the logits behind each of them.
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all sequences but those at `rows` [kept]."""
+        Returns:
+            [tokens of all sequences, vocabulary], those of the first sequence first.
+        """
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """Takes the last tokens of each sequence back, as if they had not been appended."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all sequences but those at `rows`."""
 
 
 def _shaped(logits: Tensor, temperature: float, top_k: int) -> Tensor:
@@ -128,6 +143,32 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (block * _BLOCK + _invert(inside.double(), rest)[0]).squeeze(-1)
 
 
+class _Uniform:
+    """The uniform numbers of a batch of `count` rows: one for each token of each, whenever it is drawn.
+
+    They are drawn for every row and every step of the longest action, so that an action depends on the generator's
+    state and on its row only, not on when the other rows end or how well they were guessed. Where several processes
+    share the work, these are numbers for the rows of all of them, as one process would draw them.
+    """
+
+    def __init__(self, generator: torch.Generator, count: int):
+        self.generator, self.count = generator, count
+        self.numbers: list[Tensor] = []  # of each step, for the own rows
+        self.states = [generator.get_state()]  # of the generator after so many steps
+
+    def at(self, steps: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """The numbers [n] in [0, 1) of n pairs of a step and a row, in float64."""
+        while len(self.numbers) <= max(steps):
+            numbers = torch.rand(self.count * distributed.size(), generator=self.generator, dtype=torch.float64)
+            self.numbers.append(distributed.own(numbers))
+            self.states.append(self.generator.get_state())
+        return torch.stack(self.numbers)[list(steps), list(rows)]
+
+    def end(self, steps: int) -> None:
+        """Leaves the generator as if numbers had been drawn for so many steps only."""
+        self.generator.set_state(self.states[steps])
+
+
 @torch.inference_mode()
 def sample(
     decoder: Decoder,
@@ -138,60 +179,102 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     ended: Callable[[int, Sampled], None] | None = None,
+    drafts: Drafts | None = None,
 ) -> list[Sampled]:
     """Samples one action for each prompt.
-
-    Uniform numbers are drawn for every row at every step, finished or not, so that an action depends on the
-    generator's state and on its row only, not on when the other rows end. Where several processes share the work, these
-    are numbers for the rows of all of them, as one process would draw them.
 
     Args:
         decoder: reads the prompts and yields logits.
         prompts: token ids of each prompt, of any lengths.
         end_token: id that ends an action.
         max_new_tokens: length at which an action is cut off.
-        generator: CPU generator of the uniform numbers.
+        generator: CPU generator of the uniform numbers, one a token.
         temperature: of sampling, > 0.
         top_k: sample among the k likeliest tokens, 0 = all.
         ended: called with the number of a prompt and its action as soon as that is complete.
+        drafts: guesses tokens, which changes nothing but the time; None for one token a pass, as with decoders that
+            cannot take a guess back.
     """
-    count = len(prompts)
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    log_probs: list[list[float]] = [[] for _ in range(count)]
-    finished = [False] * count
-    rows = list(range(count))  # of `prompts`, in the decoder's batch
-
-    def action(row: int) -> Sampled:
-        return Sampled(tuple(tokens[row]), tuple(log_probs[row]), finished[row])
-
+    actions = [_Writing() for _ in prompts]
+    uniform = _Uniform(generator, len(prompts))
+    rows = list(range(len(prompts)))  # of `prompts`, in the decoder's batch
+    guesses: list[list[int] | None] = [[] for _ in rows]  # that the logits are behind; None for a row that has ended
     logits = decoder.prefill(prompts)
-    for length in range(1, max_new_tokens + 1):
-        uniform = torch.rand(count * distributed.size(), generator=generator, dtype=torch.float64)
-        uniform = distributed.own(uniform)[rows].to(logits.device)
+    while True:
+        # A line of logits for what follows the last token drawn, and one behind each token of a guess.
+        lines = [
+            (row, len(actions[row].tokens) + i)
+            for row, guess in zip(rows, guesses, strict=True)
+            if guess is not None
+            for i in range(len(guess) + 1)
+        ]
+        numbers = uniform.at([step for _, step in lines], [row for row, _ in lines]).to(logits.device)
         probabilities = _shaped(logits, temperature, top_k).softmax(-1)
-        token = draw(probabilities, uniform)
+        token = draw(probabilities, numbers)
         log_prob = probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1).log()
-        for row, new, value in zip(rows, token.tolist(), log_prob.tolist(), strict=True):
-            if not finished[row]:
-                tokens[row].append(new)
-                log_probs[row].append(value)
-                finished[row] = new == end_token
-                if ended is not None and (finished[row] or length == max_new_tokens):
-                    ended(row, action(row))
-        running = [i for i, row in enumerate(rows) if not finished[row]]
-        if not running or length == max_new_tokens:
+        drawn = iter(zip(token.tolist(), log_prob.tolist(), strict=True))
+        unused = []
+        for row, guess in zip(rows, guesses, strict=True):
+            if guess is None:
+                unused.append(0)
+                continue
+            action, right = actions[row], 0
+            of_row = [next(drawn) for _ in range(len(guess) + 1)]
+            for i, (new, value) in enumerate(of_row):
+                action.append(new, value, new == end_token)
+                if action.finished or len(action.tokens) == max_new_tokens or i == len(guess) or new != guess[i]:
+                    break
+                right += 1
+            unused.append(len(guess) - right)
+            action.running = not action.finished and len(action.tokens) < max_new_tokens
+            if ended is not None and not action.running:
+                ended(row, action.sampled())
+        running = [i for i, row in enumerate(rows) if actions[row].running]
+        if not running:
             break
+        if any(unused):
+            decoder.take_back(unused)
         # A step costs little less for a few rows less: rows are dropped once a quarter of them has ended.
         if 4 * len(running) <= 3 * len(rows):
-            kept = torch.tensor(running, device=logits.device)
-            decoder.keep(kept)
-            token, rows = token[kept], [rows[i] for i in running]
-        logits = decoder.step(token)
-    return [action(row) for row in range(count)]
+            decoder.keep(running)
+            rows = [rows[i] for i in running]
+        guesses = [_guess(drafts, actions[row], max_new_tokens) if actions[row].running else None for row in rows]
+        fed = [
+            [] if guess is None else [actions[row].tokens[-1], *guess] for row, guess in zip(rows, guesses, strict=True)
+        ]
+        logits = decoder.step(fed)
+    uniform.end(max(len(action.tokens) for action in actions))
+    return [action.sampled() for action in actions]
+
+
+class _Writing:
+    """An action while it is being written."""
+
+    def __init__(self):
+        self.tokens: list[int] = []
+        self.log_probs: list[float] = []
+        self.finished, self.running = False, True
+
+    def append(self, token: int, log_prob: float, last: bool) -> None:
+        """Adds a token."""
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        self.finished = last
+
+    def sampled(self) -> Sampled:
+        """The action as it is now."""
+        return Sampled(tuple(self.tokens), tuple(self.log_probs), self.finished)
+
+
+def _guess(drafts: Drafts | None, action: _Writing, max_new_tokens: int) -> list[int]:
+    """Tokens that may follow; after the last of them there is at least one more to draw."""
+    return [] if drafts is None else drafts.guess(action.tokens, max_new_tokens - len(action.tokens) - 1)
 
 
 class TransformersDecoder:
     """Decoding through a transformers model's own cache; any causal architecture."""
+
+    takes_back = False
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -217,25 +300,31 @@ class TransformersDecoder:
         return out.logits[:, -1]
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor) -> Tensor:
-        """See `Decoder.step`."""
+    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """See `Decoder.step`: at most one token a sequence; what follows a sequence that was given none is lost."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
         self.position = self.position + 1
+        given = [len(t) > 0 for t in tokens]
         out = self.model(
-            input_ids=tokens[:, None],
+            input_ids=torch.tensor([t[:1] or [0] for t in map(list, tokens)], device=self.device),
             attention_mask=self.mask,
             position_ids=self.position,
             past_key_values=self.cache,
             use_cache=True,
         )
         self.cache = out.past_key_values
-        return out.logits[:, -1]
+        return out.logits[given, -1]
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """See `Decoder.take_back`."""
+        raise NotImplementedError("a transformers cache cannot take back other numbers of tokens of each sequence")
 
     @torch.inference_mode()
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """See `Decoder.keep`."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.position = self.mask[rows], self.position[rows]
+        index = torch.tensor(rows, device=self.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.position = self.mask[index], self.position[index]
 
 
 def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -273,11 +362,16 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
 class LlamaDecoder:
     """A bare decoder for models of the Llama architecture (`llama.fits`), with its own merged copy of the weights.
 
+    Keys and values of the tokens written lie one column a token for each sequence; a token that is taken back leaves
+    its column to the next one.
+
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
         dtype: of the copied weights and of the products.
         adapter: as in `load`.
     """
+
+    takes_back = True
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, adapter: str | None = None):
         causal = llama.causal_model(model)
@@ -376,9 +470,7 @@ class LlamaDecoder:
         # Keys, then values of what is written from here on, a layer each: [2 kv_heads, batch, columns, width].
         empty = x.new_zeros(2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width, dtype=self.cache_dtype)
         self.new = [empty.clone() for _ in self.layers]
-        # What is added to scores: -inf where nothing is written yet.
-        self.unwritten = empty.new_full((1, 1, _COLUMNS), float("-inf"))
-        self.written = 0
+        self.written = [0] * len(prompts)  # columns of each sequence that are in use
         self._arrange()
         last = self._index(stops[1:]) - 1
         return self._logits(x[last])[self._index(self.prompts)]
@@ -414,63 +506,111 @@ class LlamaDecoder:
             cache if whole else [t[:, :, : self.seen].index_select(1, index) for t in cache]
             for cache in (self.keys, self.values)
         )
-        self.position = self._index([self.lengths[p] + self.written for p in self.prompts])
         # What is added to scores: -inf behind the end of a prompt, for each pair of head and block.
         beyond = torch.arange(self.seen, device=self.device) >= self._index([self.lengths[p] for p in read])[:, None]
         mask = torch.zeros(beyond.shape, dtype=self.cache_dtype, device=self.device).masked_fill_(beyond, float("-inf"))
         self.ended = mask.repeat(self.shape.kv_heads, 1).unsqueeze(1)
 
-    def _gather(self, i: int, heads: Tensor) -> Tensor:
-        """Attention of layer `i` in one step: writes keys and values of the new token, gathers from all before it.
+    def _gather(self, i: int, heads: Tensor, place: "_Place") -> Tensor:
+        """Attention of layer `i` in one step: writes keys and values of the new tokens, gathers from all before them.
 
-        heads: as in `_run`, one token a row; returns [batch, heads * width].
+        heads: as in `_run`, the new tokens of the first sequence first; returns [T, heads * width].
         """
-        batch, kv_heads, width = len(heads), self.shape.kv_heads, self.shape.width
+        batch, kv_heads, width = len(self.written), self.shape.kv_heads, self.shape.width
         group = self.shape.heads // kv_heads
-        self.new[i][:, :, self.written] = heads[:, self.shape.heads :].transpose(0, 1)
+        self.new[i][:, place.rows, place.columns] = heads[:, self.shape.heads :].transpose(0, 1)
         keys, values = (t.flatten(0, 1) for t in self.new[i].chunk(2))
-        queries = heads[:, : self.shape.heads].view(batch, kv_heads, group, width).transpose(0, 1).contiguous()
+        queries = heads[:, : self.shape.heads]
+        if place.of_tokens is not None:  # sequences have different numbers of new tokens: fill up
+            filled = queries.new_zeros(batch * place.most, *queries.shape[1:])
+            queries = filled.index_copy_(0, place.of_tokens, queries)
+        # The lines of a sequence: its new tokens for each of the heads that share keys.
+        lines = group * place.most
+        queries = queries.view(batch, place.most, kv_heads, group, width).permute(2, 0, 3, 1, 4)
+        queries = queries.reshape(kv_heads, batch, lines, width)
 
         def to_places(t: Tensor) -> Tensor:
-            """[kv_heads, batch, group, n] as the products with the prompts want it."""
+            """[kv_heads, batch, lines, n] as the products with the prompts want it."""
             t = t if self.held is None else t.index_select(1, self.held)
             return t.reshape(kv_heads * self.blocks, -1, t.shape[-1])
 
         def to_rows(t: Tensor) -> Tensor:
-            t = t.view(kv_heads, -1, group, t.shape[-1])
+            t = t.view(kv_heads, -1, lines, t.shape[-1])
             return t if self.place is None else t.index_select(1, self.place)
 
         read_keys, read_values = self.read_keys[i].flatten(0, 1), self.read_values[i].flatten(0, 1)
         of_prompt = to_rows(torch.baddbmm(self.ended, to_places(queries), read_keys.transpose(1, 2)))
-        of_new = torch.baddbmm(self.unwritten, queries.flatten(0, 1), keys.transpose(1, 2))
-        scores = torch.cat([of_prompt, of_new.view(kv_heads, batch, group, -1)], dim=-1)
+        of_new = torch.baddbmm(place.unseen, queries.flatten(0, 1), keys.transpose(1, 2))
+        scores = torch.cat([of_prompt, of_new.view(kv_heads, batch, lines, -1)], dim=-1)
         weights = scores.softmax(-1)
         from_prompt = to_rows(to_places(weights[..., : self.seen]) @ read_values)
         gathered = torch.baddbmm(from_prompt.flatten(0, 1), weights[..., self.seen :].flatten(0, 1), values)
-        return gathered.view(kv_heads, batch, -1).transpose(0, 1).reshape(batch, -1)
+        gathered = gathered.view(kv_heads, batch, group, place.most, width).permute(1, 3, 0, 2, 4)
+        gathered = gathered.reshape(batch * place.most, -1)
+        return gathered if place.of_tokens is None else gathered.index_select(0, place.of_tokens)
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """See `Decoder.step`."""
-        if self.written == self.unwritten.shape[-1]:
-            self.new = [F.pad(t, (0, 0, 0, _COLUMNS)) for t in self.new]
-            self.unwritten = F.pad(self.unwritten, (0, _COLUMNS), value=float("-inf"))
-        self.unwritten[..., self.written] = 0.0
+        counts = [len(t) for t in tokens]
+        most, columns = max(counts), self.new[0].shape[2]
+        if (beyond := max(w + c for w, c in zip(self.written, counts, strict=True)) - columns) > 0:
+            more = -(-beyond // _COLUMNS) * _COLUMNS
+            self.new, columns = [F.pad(t, (0, 0, 0, more)) for t in self.new], columns + more
+        at = [(row, i) for row, count in enumerate(counts) for i in range(count)]
+        # A new token sees the columns before it and its own. Lines that only fill up see something, too: a softmax
+        # over nothing is no number.
+        own = self._index(self.written)[:, None] + torch.arange(most, device=self.device)
+        later = torch.arange(columns, device=self.device) > own[..., None]  # [batch, most, columns]
+        unseen = torch.zeros(later.shape, dtype=self.cache_dtype, device=self.device).masked_fill_(later, float("-inf"))
+        kv_heads, batch = self.shape.kv_heads, len(tokens)
+        unseen = unseen[None, :, None].expand(kv_heads, -1, self.shape.heads // kv_heads, -1, -1)
+        place = _Place(
+            rows=self._index([row for row, _ in at]),
+            columns=self._index([self.written[row] + i for row, i in at]),
+            most=most,
+            of_tokens=None if min(counts) == most else self._index([row * most + i for row, i in at]),
+            unseen=unseen.reshape(kv_heads * batch, -1, columns),
+        )
+        positions = self._index([self.lengths[self.prompts[row]] + self.written[row] + i for row, i in at])
         size = self.read_keys[0].numel() + self.new[0].numel() // 2
-        alone = self.device.type == "cpu" and size <= _SERIAL
+        alone = self.device.type == "cpu" and size * most <= _SERIAL
 
         def attention(i: int, heads: Tensor) -> Tensor:
             with _threads(1) if alone else nullcontext():
-                return self._gather(i, heads)
+                return self._gather(i, heads, place)
 
-        logits = self._logits(self._run(tokens, self.position, attention))
-        self.written += 1
-        self.position = self.position + 1
+        logits = self._logits(self._run(self._index([t for row in tokens for t in row]), positions, attention))
+        self.written = [w + c for w, c in zip(self.written, counts, strict=True)]
         return logits
 
+    def take_back(self, counts: Sequence[int]) -> None:
+        """See `Decoder.take_back`."""
+        self.written = [w - c for w, c in zip(self.written, counts, strict=True)]
+
     @torch.inference_mode()
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """See `Decoder.keep`."""
-        self.new = [t.index_select(1, rows) for t in self.new]
-        self.prompts = [self.prompts[row] for row in rows.tolist()]
+        index = self._index(rows)
+        self.new = [t.index_select(1, index) for t in self.new]
+        self.prompts, self.written = [self.prompts[row] for row in rows], [self.written[row] for row in rows]
         self._arrange()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the new tokens of one step belong.
+
+    Attributes:
+        rows: the sequence of each [T].
+        columns: the column of each [T].
+        most: new tokens of the sequence that has most.
+        of_tokens: place of each [T] among batch x most; None where every sequence has as many.
+        unseen: what is added to scores [kv_heads * batch, lines, columns]: -inf where a token may not look.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    most: int
+    of_tokens: Tensor | None
+    unseen: Tensor

@@ -191,8 +191,7 @@ def train(
         update, steps, best = state["update"], state["steps"], state["best"]
         generator.set_state(state["generator"])
         environments.set_state(state["environments"])
-        if method.trains:
-            agent.set_state(state["agent"])
+        agent.set_state(state["agent"])
         method.set_state(state["method"])
     files = RunFiles(run.folder, None if state is None else state["lengths"]) if first else None
     try:
@@ -242,7 +241,7 @@ def train(
                         "best": best,
                         "generator": generator.get_state(),
                         "environments": environments.get_state(),
-                        "agent": agent.get_state() if method.trains else None,
+                        "agent": agent.get_state(),
                         "method": method.get_state(),
                         "lengths": files.lengths(),
                     },

@@ -15,6 +15,7 @@ import torch
 
 from etpo_core.errors import UserError, one_line_errors, unknown
 from etpo_core.language_model import check_files, load_model, save_model, write_card
+from etpo_core.machine import choose
 from etpo_core.paths import MODELS, TABLES
 from etpo_core.provenance import write_json
 from etpo_core.settings import read_params
@@ -74,7 +75,7 @@ def warm_start(name: str) -> dict:
 
 def _measure(model, tokenizer, card: dict, tasks: list, sandbox: dict, samples: int, seed: int) -> dict:
     with open_executor(sandbox) as executor:
-        dtype = getattr(torch, card["dtype"])
+        dtype = getattr(torch, choose(card["dtype"]).precision)
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
 
 

@@ -130,7 +130,8 @@ def test_act_returns_the_sampled_ids_and_their_text(make_agent):
     assert action.token_count == len(action.tokens) == len(action.log_probs) <= 8
     assert isinstance(action.body, str)
     again, *_ = agent.act([prompt] * 2, max_new_tokens=8, generator=torch.Generator().manual_seed(0))
-    assert again == action
+    # Guessed now from what was written before, two tokens may be computed in one pass: the same but for rounding.
+    assert again.tokens == action.tokens and again.log_probs == pytest.approx(action.log_probs, abs=1e-5)
 
 
 def test_the_text_of_an_action_is_told_as_it_ends(make_agent):

@@ -39,11 +39,36 @@ def test_bare_decoder_computes_what_transformers_computes(decoders, name):
     for step in range(40):  # more than the cache begins with, twice
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         if step in (3, 20) and len(a) > 1:
-            rows = torch.arange(len(a))[step == 3 :: 2]
+            rows = list(range(len(a)))[step == 3 :: 2]
             ours.keep(rows), theirs.keep(rows)
             a = a[rows]
         token = torch.randint(30, (len(a),), generator=generator)
+        token = [[t] for t in token.tolist()]
         a, b = ours.step(token), theirs.step(token)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", BATCHES)
+def test_several_tokens_at_once_and_taken_back_leave_what_transformers_computes(decoders, name):
+    ours, theirs = decoders
+    prompts = [list(p) for p in BATCHES[name]]
+    written, generator = [[] for _ in prompts], torch.Generator().manual_seed(0)
+    ours.prefill(prompts)
+    for step in range(12):
+        counts = torch.randint(0 if step % 3 else 1, 6, (len(prompts),), generator=generator).tolist()
+        counts[step % len(counts)] = 5  # some sequence goes on
+        fed = [torch.randint(30, (n,), generator=generator).tolist() for n in counts]
+        logits = ours.step(fed).split(counts)
+        for prompt, before, new, found in zip(prompts, written, fed, logits, strict=True):
+            whole = theirs.model(torch.tensor([[*prompt, *before, *new]])).logits[0]
+            torch.testing.assert_close(found, whole[len(whole) - len(new) :], rtol=1e-4, atol=1e-4)
+        back = [int(torch.randint(n + 1, (1,), generator=generator)) for n in counts]
+        ours.take_back(back)
+        written = [w + new[: len(new) - b] for w, new, b in zip(written, fed, back, strict=True)]
+        if step == 6 and len(prompts) > 1:
+            rows = list(range(len(prompts)))[::-2]
+            ours.keep(rows)
+            prompts, written = [prompts[r] for r in rows], [written[r] for r in rows]
 
 
 @torch.inference_mode()
@@ -65,7 +90,7 @@ def test_lower_precision_stays_close(tiny_language_model, monkeypatch, exact_up_
     exact, rounded = LlamaDecoder(model, torch.float32), LlamaDecoder(model, torch.bfloat16)
     prompts = BATCHES["some prompts shared"]
     pairs = [(exact.prefill(prompts), rounded.prefill(prompts))]
-    token = torch.arange(len(prompts))
+    token = [[t] for t in range(len(prompts))]
     pairs += [(exact.step(token), rounded.step(token)) for _ in range(20)]
     assert rounded.new[0].dtype == (torch.float32 if exact_up_to else torch.bfloat16)
     for a, b in pairs:
@@ -175,8 +200,61 @@ def test_draw_never_takes_what_cannot_be_drawn():
     assert draw(probabilities, torch.tensor([1.0 - 2**-51], dtype=torch.float64)).tolist() == [280]
 
 
+class Guesser:
+    """Stands in for `Drafts`: guesses by a function of the tokens written."""
+
+    def __init__(self, guess):
+        self._guess = guess
+
+    def guess(self, written, most):
+        return self._guess(tuple(written))[:most]
+
+
+def test_guesses_right_or_wrong_change_nothing_but_the_number_of_passes(decoders):
+    ours, _ = decoders
+    passes, step = [], ours.step
+    ours.step = lambda tokens: passes.append(tokens) or step(tokens)
+    prompts = [*PROMPTS, PROMPTS[0]]
+
+    def sampled(guess, end, prompts=prompts):
+        passes.clear()
+        generator, told = torch.Generator().manual_seed(3), []
+        drafts = None if guess is None else Guesser(guess)
+        actions = sample(ours, prompts, end, 30, generator, ended=lambda *a: told.append(a), drafts=drafts)
+        assert sorted(row for row, _ in told) == list(range(len(prompts)))
+        assert all(actions[row] == action for row, action in told)
+        return actions, torch.rand(1, generator=generator), len(passes)
+
+    # All run to the limit; some end before; a single one ends before, perhaps within a guess.
+    ends = [sampled(None, 10**6, p)[0][0].tokens[7] for p in (prompts, prompts[:1])]
+    cases = [(10**6, prompts), (ends[0], prompts), (ends[1], prompts[:1])]
+    whole = {}
+
+    def right(written):
+        return list(whole[written][len(written) :]) if written in whole else []
+
+    noise = torch.Generator().manual_seed(0)
+    guesses = {
+        "right": right,
+        "wrong": lambda written: [(t + 1) % 30 for t in right(written)],
+        "right, then wrong": lambda written: [t if i < 2 else 0 for i, t in enumerate(right(written))],
+        "any": lambda written: torch.randint(30, (int(torch.randint(4, (1,), generator=noise)),)).tolist(),
+    }
+    for name, guess in guesses.items():
+        for case in cases:
+            expected = sampled(None, *case)
+            whole = {action.tokens[:i]: action.tokens for action in sampled(None, 10**6, case[1])[0] for i in range(31)}
+            actions, number, taken = sampled(guess, *case)
+            for a, b in zip(actions, expected[0], strict=True):
+                assert a.tokens == b.tokens and a.finished == b.finished, name
+                assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5), name
+            assert number == expected[1], name  # the generator is where it would have been
+            assert taken <= expected[2] and (name != "right" or taken <= 2), name
+
+
+@pytest.mark.parametrize("guessed", [False, True])
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.6, 4)])
-def test_sampled_sequences_have_the_right_distribution(temperature, top_k):
+def test_sampled_sequences_have_the_right_distribution(temperature, top_k, guessed):
     torch.manual_seed(0)
     shape = dict(vocab_size=6, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
     config = LlamaConfig(**shape, num_key_value_heads=2, initializer_range=0.4, eos_token_id=5)
@@ -190,6 +268,7 @@ def test_sampled_sequences_have_the_right_distribution(temperature, top_k):
         torch.Generator().manual_seed(0),
         temperature,
         top_k,
+        drafts=Guesser(lambda written: [3, 1, 5, 2][len(written) :]) if guessed else None,
     )
     # Every sequence that can be written, with its probability by transformers.
     sequences = [
