@@ -16,7 +16,7 @@ repro: $(READY)
 	dvc repro
 
 test: $(READY)
-	python -m pytest
+	python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	ruff check .
