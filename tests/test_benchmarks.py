@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from benchmarks import drafts
 from benchmarks.head import exponent
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +30,36 @@ def test_head_prints_and_saves_its_tables(tmp_path):
 def test_the_exponent_of_a_power_is_found():
     assert exponent([1, 2, 4], [3.0, 6.0, 12.0]) == pytest.approx(1)
     assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
+
+
+def test_programs_of_a_run_are_replayed(monkeypatch, tmp_path, capsys):
+    class Remembers:
+        """Guesses the last action, whatever was written."""
+
+        last = ()
+
+        def guess(self, written, most):
+            return list(self.last[len(written) :])[:most]
+
+        def observe(self, actions):
+            self.last = actions[-1]
+
+    samples = pd.DataFrame(
+        {"method": "etpo", "task": "toy", "seed": 0, "update": range(4), "pieces": [["a", "b", "c", ""]] * 4}
+    )
+    monkeypatch.setattr(drafts, "Drafts", Remembers)
+    monkeypatch.setattr(drafts.results, "load_samples", lambda scale: samples)
+    rows = drafts.main(["--rounds", "0", "--csv", str(tmp_path / "drafts.csv")])
+    # Four passes for four tokens first; then all of an action in one, of four tokens: one, and three guessed.
+    assert [row["tokens_a_pass"] for row in rows] == [1, 4, 4, 4] and all(row["fed_a_token"] == 1 for row in rows)
+    assert "not measured" in capsys.readouterr().out
+    assert len((tmp_path / "drafts_replay.csv").read_text().splitlines()) == 5
+
+
+def test_a_wrong_guess_costs_what_was_fed_in_vain():
+    class Wrong:
+        def guess(self, written, most):
+            return ["a", "x", "x"][:most]
+
+    # Four tokens are fed for "a" and "b", two for "c", one for "d", behind which nothing can be guessed.
+    assert drafts.passes(Wrong(), ("a", "b", "c", "d")) == (3, 4 + 2 + 1)

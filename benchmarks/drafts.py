@@ -1,0 +1,139 @@
+"""What guessing tokens saves: passes of the model an action, and the time of a rollout with guesses and without.
+
+Two tables. "replay" reads the programs that committed runs wrote (`samples.jsonl`, 4 of each batch of 16, so the memory
+holds fewer of the same policy than it does in a run) and counts, by quarters of a run, how many passes the decoder
+would have made with guesses from the programs before: "tokens_a_pass", and "fed_a_token", the tokens that are computed
+for each token kept. "time" lets the untrained model of a scale write batches, each twice from the same state of the
+generator: one token a pass, and with guesses from the batches before. "cpu_s" is the CPU time of this process, which
+other load disturbs least. Prints the tables; `--csv FILE` saves the second, and the first as FILE_replay.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.drafts --csv drafts.csv
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+
+# isort: split
+import torch
+
+from benchmarks.executor import save, show
+from etpo_core import paths, results
+from etpo_core.drafts import Drafts
+from etpo_core.errors import one_line_errors
+from etpo_core.machine import choose
+from etpo_core.prompts import task_prompt
+from etpo_core.settings import load_settings
+from etpo_core.tasks import load_task
+from etpo_core.training import Run
+from pipeline.train import load_agent
+
+METHODS = ("ppo_kl", "etpo")  # programs of a model that does not learn are kept without their tokens
+
+
+def passes(drafts: Drafts, action: Sequence) -> tuple[int, int]:
+    """Passes that write an action, and tokens that they compute."""
+    written, count, fed = 0, 0, 0
+    while written < len(action):
+        guess = drafts.guess(action[:written], len(action) - written - 1)
+        right = next((i for i, token in enumerate(guess) if token != action[written + i]), len(guess))
+        written, count, fed = written + right + 1, count + 1, fed + 1 + len(guess)
+    return count, fed
+
+
+def replay(scale: str) -> list[dict]:
+    """Tokens a pass by method and quarter, over all runs of a scale."""
+    samples, rows = results.load_samples(scale), []
+    for method in METHODS:
+        of_method = samples[(samples["method"] == method) & samples["pieces"].notna()]
+        quarters = [[0, 0, 0] for _ in range(4)]
+        for _, run in of_method.groupby(["task", "seed"]):
+            drafts, last = Drafts(), run["update"].max() + 1
+            for update, batch in run.groupby("update"):
+                actions = [tuple(pieces) for pieces in batch["pieces"]]
+                for action in actions:
+                    count, fed = passes(drafts, action)
+                    counts = quarters[int(4 * update / last)]
+                    for i, number in enumerate((len(action), count, fed)):
+                        counts[i] += number
+                drafts.observe(actions)
+        rows += [
+            {
+                "method": method,
+                "quarter": quarter,
+                "tokens": tokens,
+                "tokens_a_pass": round(tokens / count, 2),
+                "fed_a_token": round(fed / tokens, 2),
+            }
+            for quarter, (tokens, count, fed) in enumerate(quarters, start=1)
+            if count
+        ]
+    return rows
+
+
+def timed(scale: str, rounds: int) -> Iterator[dict]:
+    """Rollouts of the untrained model, each with guesses and without."""
+    settings, device = load_settings(scale), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    training, task = settings.training, load_task(settings.tasks[0])
+    precision = choose(training.precision).precision if device.type == "cpu" else training.precision
+    agent = load_agent(Run(scale, "reflection", settings.tasks[0], 0), settings, device, False, precision)
+    agent.refresh()
+    prompt = task_prompt(task.spec.description, features=task.x.shape[1], rows=task.x.shape[0] // 2)
+    generator = torch.Generator()
+    steps, step = [], agent._decoder.step
+    agent._decoder.step = lambda tokens: steps.append(tokens) or step(tokens)
+
+    def write(seed: int) -> tuple[float, float, int, int]:
+        steps.clear()
+        generator.manual_seed(seed)
+        wall, cpu = time.perf_counter(), time.process_time()
+        limit = training.max_new_tokens
+        actions = agent.act([prompt] * training.environments, max_new_tokens=limit, generator=generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
+        return *seconds, len(steps), sum(action.token_count for action in actions)
+
+    for seed in range(rounds + 1):
+        before = agent._drafts.get_state()
+        for guesses in (False, True):
+            agent._decoder.takes_back = guesses
+            agent._drafts.set_state(before)
+            wall, cpu, count, tokens = write(seed)
+            if seed:  # the first batch warms up, and there is nothing yet to guess from
+                numbers = {"passes": count, "tokens": tokens, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}
+                yield {"batch": seed, "guesses": "yes" if guesses else "no", **numbers}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict]:
+    """Measures, prints and saves; returns the rows of the replay."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", default="study", help="whose committed programs, settings and model")
+    parser.add_argument("--rounds", type=int, default=8, help="batches that are timed; 0 for the replay alone")
+    parser.add_argument("--csv", type=Path, help="file to save the times to")
+    chosen = parser.parse_args(arguments)
+    with one_line_errors():
+        replayed = replay(chosen.scale)
+        show(replayed)
+        if chosen.csv:
+            save(replayed, chosen.csv.with_stem(f"{chosen.csv.stem}_replay"))
+        name = load_settings(chosen.scale).model
+        if not chosen.rounds or not (paths.MODELS / name / "model.safetensors").exists():
+            print(f"rollouts: not measured ({'--rounds 0' if not chosen.rounds else f'models/{name} is not there'})")
+            return replayed
+        rows = list(timed(chosen.scale, chosen.rounds))
+        show(rows)
+        plain, guessed = ([row["cpu_s"] for row in rows if row["guesses"] == g] for g in ("no", "yes"))
+        ratios = [a / b for a, b in zip(plain, guessed, strict=True)]
+        print(f"one token a pass takes {statistics.median(ratios):.2f} times the CPU time (median of {len(ratios)})")
+        if chosen.csv:
+            save(rows, chosen.csv)
+    return replayed
+
+
+if __name__ == "__main__":
+    main()
