@@ -224,7 +224,7 @@ def ours(load: Load, device: str) -> dict:
 
     iteration(2, 8)
     meter.watch(agent, "hidden", lambda role, *_, **__: f"{role.replace('_', ' ')}: forward")
-    meter.watch(readings, "dueling_terms", "head")
+    meter.watch(readings, "own_dueling_terms" if load.run == OURS_EXACT else "dueling_terms", "head")
     meter.watch(torch.Tensor, "backward", "policy and critic: backward")
     meter.watch(etpo, "optimiser_step", "optimisers")
     with meter.iteration():
