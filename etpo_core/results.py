@@ -28,7 +28,7 @@ UPDATE_COLUMNS = [
     "kl_per_token", "kl_per_action", "tokens", "tokens_per_second", "seconds",
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
-CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "folder"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "weights", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
@@ -44,7 +44,7 @@ def load_cards(scale: str) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        device, commit, folder; sorted by the first three.
+        device, commit, weights (sum of the model's, or None), folder; sorted by the first three.
 
     Raises:
         UserError: a card is not readable.
@@ -68,6 +68,7 @@ def load_cards(scale: str) -> pd.DataFrame:
                 "source": data.get("source"),
                 "device": card.get("device"),
                 "commit": card.get("commit"),
+                "weights": (card.get("model") or {}).get("sha256"),
                 "folder": folder,
             }
         )
@@ -199,7 +200,7 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
 
     Returns:
         How many tasks and seeds there are and what that means for intervals; which methods or runs are
-        missing; which tasks are stand-ins.
+        missing; whether all runs started from the same weights; which tasks are stand-ins.
     """
     from etpo_core.plotting import DAGGER
 
@@ -216,7 +217,16 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
         lines.append(text + ".")
     status = run_status(scale)
     lines += missing_notes(status[status["method"].isin(wanted)])
-    marked = sorted(set(stand_ins(load_cards(scale))) & set(frame["task"]))
+    cards = load_cards(scale)
+    weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
+    if (count := weights["weights"].nunique()) > 1:
+        pairs = weights.groupby(["task", "seed"])["weights"].nunique()
+        apart = ", ".join(f"{task} seed {seed}" for task, seed in pairs[pairs > 1].index)
+        lines.append(
+            f"Runs start from {count} warm starts, whose weights differ as processors round; "
+            + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")
+        )
+    marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
     if marked:
         lines.append(f"{DAGGER} stand-in data, not the paper's: {', '.join(marked)}.")
     return lines

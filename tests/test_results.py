@@ -73,6 +73,24 @@ def test_notes_state_seeds_missing_runs_and_stand_ins(root):
     assert notes[2] == "† stand-in data, not the paper's: kidney-stone."
 
 
+def test_notes_say_when_runs_started_from_different_weights(root):
+    fixtures.make_results(root, methods=("etpo", "ppo_kl"), seeds=(0, 1))
+
+    def noted(weights):
+        for path in (root / "results" / "smoke").glob("*/*/seed*/run_card.json"):
+            card, seed = json.loads(path.read_text()), int(path.parent.name[-1])
+            path.write_text(json.dumps(card | {"model": {"sha256": weights(card["method"], seed)}}))
+        notes = results.notes("smoke", results.load_steps("smoke"), ["etpo", "ppo_kl"])
+        return [note for note in notes if "warm start" in note]
+
+    assert noted(lambda method, seed: "a") == noted(lambda method, seed: None) == []
+    assert noted(lambda method, seed: "ab"[seed]) == [
+        "Runs start from 2 warm starts, whose weights differ as processors round; those of a task and seed share one."
+    ]
+    (note,) = noted(lambda method, seed: "a" if method == "etpo" or seed == 0 else "b")
+    assert note.endswith("; so do those compared with each other on balance-scale seed 1, kidney-stone seed 1.")
+
+
 def test_an_unfinished_run_has_no_rows(root):
     fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))
     (folder(root, seed=1) / "run_card.json").unlink()
