@@ -305,9 +305,10 @@ class Agent:
             return decode_action(self.tokenizer, s.tokens, end)
 
         told = None if ended is None else lambda _, s: ended(body(s))
-        drafts = self._drafts if self._decoder.takes_back else None
         with nullcontext() if own else self._role("policy"):
-            sampled = sample(self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told, drafts)
+            sampled = sample(
+                self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told, self._drafts
+            )
         self._drafts.observe(distributed.merge([s.tokens for s in sampled]))
         return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
 

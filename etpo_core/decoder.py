@@ -4,8 +4,9 @@ To write the next token of every sequence, a decoder reads all weights of the mo
 seen so far. `LlamaDecoder` keeps its own copy of the weights for this, with the policy's adapter merged in, in the
 layout that the machine multiplies fastest; the trainer's model stays untouched. Keys and values are held in two
 parts: those of the prompts, once for all sequences that share a prompt, and those of the tokens written since,
-which are equally many for every sequence - so prompts of different lengths cost no padding there. `TransformersDecoder`
-does the same through the model's own key-value cache, for every other architecture and as the reference in tests.
+which have a column a token in every sequence - so prompts of different lengths cost no padding there.
+`TransformersDecoder` does the same through the model's own key-value cache, for every other architecture and as the
+reference in tests.
 
 `sample` writes a batch of actions with either. It draws tokens by inverting the cumulative distribution with one
 uniform number a token, returns the log-probability of each token under the very distribution that it was drawn from,
@@ -195,6 +196,7 @@ def sample(
         drafts: guesses tokens, which changes nothing but the time; None for one token a pass, as with decoders that
             cannot take a guess back.
     """
+    drafts = drafts if decoder.takes_back else None
     actions = [_Writing() for _ in prompts]
     uniform = _Uniform(generator, len(prompts))
     rows = list(range(len(prompts)))  # of `prompts`, in the decoder's batch

@@ -94,15 +94,14 @@ class _Writer:
     def __init__(self, model, tokenizer, card: dict, generator: torch.Generator, dtype: torch.dtype):
         self.tokenizer, self.card, self.generator = tokenizer, card, generator
         self.decoder = LlamaDecoder(model, dtype) if llama.fits(model) else TransformersDecoder(model)
-        self.drafts = Drafts() if self.decoder.takes_back else None
+        self.drafts = Drafts()
 
     def write(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[int], list[bool]]:
         """Bodies, their lengths in tokens and whether each ended by itself."""
         ids = [encode_prompt(self.tokenizer, prompt, self.card["format"]) for prompt in prompts]
         end = self.card["eos_token_id"]
         actions = sample(self.decoder, ids, end, MAX_NEW_TOKENS, self.generator, drafts=self.drafts)
-        if self.drafts is not None:
-            self.drafts.observe(action.tokens for action in actions)
+        self.drafts.observe(action.tokens for action in actions)
         bodies = [decode_action(self.tokenizer, action.tokens, end) for action in actions]
         return bodies, [len(action.tokens) for action in actions], [action.finished for action in actions]
 
