@@ -5,8 +5,9 @@ import torch
 
 from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
+from etpo_core.losses import q_dueling
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import adamw, micro_batches, pack, set_rates, token_log_prob
+from etpo_core.methods.common import adamw, micro_batches, optimiser_step, pack, set_rates, token_log_prob
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
@@ -370,6 +371,33 @@ def test_a_second_pass_corrects_for_the_policy_that_has_moved(make_agent, settin
     assert moved["kl_per_token"] == 0.0, "what is logged is the KL of the policy that acted"
     policy, reference = (agent.hidden(role, pack(agent, batch)) for role in ("policy", "reference"))
     assert not torch.equal(policy, reference)
+
+
+def test_further_passes_of_the_exact_policy_are_steps_down_the_loss_of_the_first(make_agent, settings):
+    batch = [
+        Transition(PROMPT, (4, 5, 6), (0.0,) * 3, -1.0, True, None),
+        Transition(PROMPT, (7, 8), (0.0,) * 2, 0.75, True, None),
+    ]
+    agent, other = make_agent(), make_agent()
+    method = started("etpo", settings, agent, epochs=1)
+    started("etpo", settings, other, epochs=3).update(batch)
+    packed = pack(agent, batch)
+    with torch.no_grad():  # before anything is learnt: the policy, which is the reference
+        drawn_by = agent.logits(agent.hidden("policy", packed))
+    method.update(batch)
+    # V is 0 and so is the KL of the policy that acted: all that Q of a token of an action has to learn is its reward.
+    targets = torch.tensor([-1.0, -1.0, -1.0, 0.75, 0.75])
+    for _ in range(2):
+        logits = agent.logits(agent.hidden("critic", packed, grad=True))
+        q = q_dueling(torch.zeros(5), logits, drawn_by, drawn_by, method.beta)
+        spread = (drawn_by.softmax(-1) * q.square()).sum(-1)
+        error = (q[torch.arange(5), packed.tokens] - targets).square()
+        (error + method.advantage_prior * spread).mean().backward()
+        optimiser_step(method.critic_optimiser, method.grad_norm)
+    found, expected = (torch.cat([p.flatten() for p in a.parameters("critic")]) for a in (other, agent))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)  # AdamW: rounding of tiny gradients in full
+    assert not torch.allclose(agent.hidden("policy", packed), agent.hidden("critic", packed), atol=1e-3)
+    torch.testing.assert_close(other.hidden("policy", packed), other.hidden("critic", packed))
 
 
 def test_the_first_batch_is_learnt_from_by_whole_returns_and_later_ones_by_lambda_returns(make_agent, settings):

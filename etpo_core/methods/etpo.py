@@ -14,6 +14,7 @@ less. Only sampled tokens are regressed, so `advantage_prior` holds the advantag
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,23 @@ from .common import (
 from .readings import READINGS
 
 
+class Drawn(NamedTuple):
+    """A group of actions as their policy drew them: what does not change while the critic learns from them.
+
+    Attributes:
+        batch: their tokens.
+        policy, reference: hidden states [M, H] of the policy that drew them and of the reference.
+        value: V at each token [N].
+        targets: what Q of each token is regressed to [N].
+    """
+
+    batch: Sequences
+    policy: Tensor
+    reference: Tensor
+    value: Tensor
+    targets: Tensor
+
+
 class ETPO:
     """Entropy-regularised token-level policy optimisation.
 
@@ -56,8 +74,8 @@ class ETPO:
         critic_lr: learning rate of the critic's adapter.
         value_decay: by how much a batch counts less for V with each that follows (dueling only).
         value_ridge: what keeps V from learning few batches by heart, see `LeastSquaresValue` (dueling only).
-        epochs: passes over a batch; after the first, actions were drawn from another policy than the current one,
-            which the targets correct for.
+        epochs: passes over a batch. A policy that is exact stands still until the last, so the targets do too; one that
+            descends is after the first no longer the policy that acted, which the targets of later passes correct for.
         reflect: whether failed tries come back with their error.
     """
 
@@ -107,9 +125,12 @@ class ETPO:
         total = sum(len(t.action) for t in transitions)
         groups = list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         losses, held = {"policy_loss": 0.0, "critic_loss": 0.0}, []
-        actor: list[Tensor] = []  # states of the policy that drew the actions: what it is in the first pass
+        drawn: list[Drawn] = []
         for epoch in range(self.epochs):
-            of_pass, advantages = self._pass(groups, actor, total)
+            if self.exact and epoch > 0:
+                of_pass = self._critic_pass(drawn, total)
+            else:
+                of_pass, advantages = self._pass(groups, drawn, total)
             if not self.exact:
                 optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
@@ -132,19 +153,18 @@ class ETPO:
         return Learnt(logged, credit_of(transitions, groups, held))
 
     def _pass(
-        self, groups: list[list[Transition]], actor: list[Tensor], total: int
+        self, groups: list[list[Transition]], drawn: list[Drawn], total: int
     ) -> tuple[dict[str, float], list[Sequence[Tensor]]]:
         """Adds up the gradients of both losses, each divided by `total` tokens.
 
-        `actor` holds a tensor for each group, or is empty in the first pass, which fills it if there is to be another.
+        `drawn` is empty in the first pass, which fills it if there is to be another.
 
         Returns:
             Sums of what is logged, and the advantages of each group's actions.
         """
-        agent, first = self.agent, not actor
-        acts = first or self.exact  # whether the policy of this pass is the one that acted
-        corrects = not (acts and self.drawn_from_policy)
-        sums, advantages = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, []
+        agent, first = self.agent, not drawn
+        corrects = not (first and self.drawn_from_policy)
+        sums, advantages, kept = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, [], []
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
         acted = {t.prompt for group in groups for t in group}
@@ -153,11 +173,9 @@ class ETPO:
             batch, next_soft_value = pack(agent, group), self._next_soft_value(group, soft_value)
             reference = agent.hidden("reference", batch)
             critic = agent.hidden("critic", batch, grad=True)
-            if not self.exact:
-                policy = agent.hidden("policy", batch, grad=True)
-            else:  # both have the same weights until the critic has moved
-                policy = critic.detach() if first else actor[number]
-            apart = None if self.exact and first else policy
+            # An exact policy has the critic's weights until the critic has moved.
+            policy = critic.detach() if self.exact else agent.hidden("policy", batch, grad=True)
+            apart = None if self.exact else policy
             terms = self.reading.terms(agent, apart, reference, critic, batch.tokens, self.beta)
             terms, value = terms.each(batch), batch.each(self._value(reference))
             target = None if self.reading.has_value and not corrects else agent.hidden("target_critic", batch)
@@ -165,11 +183,9 @@ class ETPO:
             values, kl = value + batch.each(expected), terms.kl
             states = self._state_values(batch, values, kl).tolist()
             soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
-            if first and self.epochs > 1:
-                actor.append(policy.detach())
             correction = {}
             if corrects:
-                drawn_by = policy.detach() if first else actor[number]
+                drawn_by = policy.detach() if first else drawn[number].policy
                 overlap = streamed(self._overlap, policy.detach(), reference, target, drawn_by)[0]
                 correction = {
                     "importance": self._importance(batch, group, terms.log_prob),
@@ -181,6 +197,8 @@ class ETPO:
             targets = self._targets(*evaluated, lam=self.lam if knows else 1.0)
             if first and self.reading.has_value:
                 self.value.observe(batch.each(agent.features(reference)), self._targets(*evaluated, lam=1.0))
+            if first and self.epochs > 1:
+                kept.append(Drawn(batch, policy.detach(), reference, value, targets))
             error = self._critic_loss(value + terms.q_taken, targets)
             # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
             # pass serves both.
@@ -191,7 +209,20 @@ class ETPO:
             sums["policy_loss"] += float(terms.policy_loss.detach().sum())
             sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
+        drawn.extend(kept)
         return sums, advantages
+
+    def _critic_pass(self, drawn: list[Drawn], total: int) -> dict[str, float]:
+        """Adds up the critic's gradients once more, at the targets there were; returns sums of what is logged."""
+        sums = {"policy_loss": 0.0, "critic_loss": 0.0}
+        for batch, policy, reference, value, targets in drawn:
+            critic = self.agent.hidden("critic", batch, grad=True)
+            terms = self.reading.terms(self.agent, policy, reference, critic, batch.tokens, self.beta).each(batch)
+            error = self._critic_loss(value + terms.q_taken, targets)
+            ((error + self.advantage_prior * terms.prior).sum() / total).backward()
+            sums["policy_loss"] += float(terms.policy_loss.sum())
+            sums["critic_loss"] += float(error.detach().sum())
+        return sums
 
     # Targets ---------------------------------------------------------------------------------------------------
 
