@@ -26,6 +26,7 @@ WRITES = {
     "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
     "credit": {"tokens": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
+    "frontier": {"reward_by_kl": "ft"},
 }
 ENDINGS = {"f": ("png", "pdf"), "t": ("csv", "md", "tex")}
 
