@@ -51,7 +51,7 @@ def load_settings(scale: str) -> Settings:
     """The settings of `scale`, its overrides applied.
 
     Args:
-        scale: smoke, laptop, study or paper.
+        scale: smoke, laptop, tuning, retuning, study or paper.
 
     Returns:
         The sections of `params.yaml` (without `scales`) and, beside them, `scale`, `model`, `methods` -> a section

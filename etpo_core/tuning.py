@@ -182,14 +182,14 @@ def ranking(scores: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns of `known`, the scores as means over a variant's runs with the errors of those means, largest_kl over
-        its runs, and seeds (their number); sorted by method, then by rank.
+        its runs, and runs (their number, tasks and seeds together); sorted by method, then by rank.
     """
     groups = scores.groupby("method")
     table = groups[SCORES].mean()
     for name in SCORES:
         # The runs are independent; how much seeds differ, one run a variant cannot say.
         table[f"{name}_error"] = groups[f"{name}_error"].agg(lambda errors: np.linalg.norm(errors) / len(errors))
-    table["largest_kl"], table["seeds"] = groups["largest_kl"].max(), groups["seed"].nunique()
+    table["largest_kl"], table["runs"] = groups["largest_kl"].max(), groups.size()
     table = known.merge(table, left_on="name", right_index=True)
     place = {method: rank for rank, method in enumerate(ordered(table["method"]))}
     return table.sort_values(

@@ -78,7 +78,7 @@ def _last(run: Run) -> str:
 def main() -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", required=True, help="a scale that keeps finished runs, e.g. study or tuning")
+    parser.add_argument("--scale", required=True, help="a scale that keeps finished runs, e.g. study or retuning")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     arguments = parser.parse_args()

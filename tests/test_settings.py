@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "study", "paper"]
+SCALES = ["smoke", "laptop", "tuning", "retuning", "study", "paper"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -26,8 +26,9 @@ def test_the_large_scales_cover_the_paper():
         assert settings.environment.split_seeds == [0, 1, 2, 3, 4] and len(settings.seeds) >= 3
 
 
-def test_no_method_is_tuned_on_what_the_study_reports_or_more_often_than_another():
-    tuning = load_settings("tuning")
+@pytest.mark.parametrize("scale", ["tuning", "retuning"])
+def test_no_method_is_tuned_on_what_the_study_reports_or_more_often_than_another(scale):
+    tuning = load_settings(scale)
     assert not set(tuning.tasks) & {*load_settings("study").tasks, *load_settings("laptop").tasks}
     variants = [tuning.methods[name].plain().get("method") for name in tuning.method_names]
     assert variants.count("etpo") == variants.count("ppo_kl") > 1
@@ -48,7 +49,7 @@ def test_every_setting_has_a_line_on_what_it_is():
 
 
 def test_unknown_scale():
-    with pytest.raises(UserError, match="unknown scale 'tiny'; choose one of: laptop, paper, smoke, study"):
+    with pytest.raises(UserError, match="unknown scale 'tiny'; choose one of: laptop, paper, retuning, smoke, study"):
         load_settings("tiny")
 
 

@@ -156,7 +156,7 @@ def test_ranking_sorts_by_the_last_half_within_each_method():
     table = tuning.ranking(scores, known)
     assert table["name"].tolist() == ["ppo_kl", "etpo_x", "etpo"]  # baselines first, as in every table
     row = table.set_index("name").loc["etpo"]
-    assert row["last_half"] == pytest.approx(0.2) and row["seeds"] == 2  # mean of 0.1 and 0.3
+    assert row["last_half"] == pytest.approx(0.2) and row["runs"] == 2  # mean of 0.1 and 0.3
     assert row["last_half_error"] == pytest.approx(0.1 / 2, rel=0.02)  # √(0.1² + 0²) / 2
     assert math.isnan(row["last_quarter_error"])
 
