@@ -7,14 +7,18 @@ sequences of a batch begin with is read once. What attention sees is the caller'
 `Body.hidden` a batch with a shared prefix. The residual stream and the norms are float32 throughout.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+KEPT = 50  # bytes that a layer keeps for the way back, for each token and dimension of the residual stream; about
+RECOMPUTE = 4 * 2**30  # bytes to be kept from which on layers are computed again on the way back instead
 
 
 class LowRank(NamedTuple):
@@ -78,21 +82,41 @@ def _products(layer: nn.Module) -> dict[str, list[nn.Module]]:
     }
 
 
+def _joined(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> Tensor:
+    """Frozen weights, joined along the output, in `dtype`.
+
+    Where that is their own dtype they become views of what is returned: the model then holds nothing twice.
+    """
+    if any(w.dtype != dtype or not w.is_contiguous() for w in weights):
+        return torch.cat([w.to(dtype) for w in weights])
+    rows, first = [len(w) for w in weights], weights[0]
+    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
+    one = {w.untyped_storage().data_ptr() for w in weights}
+    if len(one) > 1 or ends[:-1] != [w.data_ptr() for w in weights[1:]]:
+        for w, part in zip(weights, torch.cat(list(weights)).split(rows), strict=True):
+            w.data = part
+    return first.detach().as_strided((sum(rows), first.shape[1]), first.stride(), first.storage_offset())
+
+
 @torch.no_grad()
 def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> Iterator[Layer]:
-    """Copies of the weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base)."""
+    """The weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base).
 
-    def merged(linear: nn.Module) -> Tensor:
-        base = getattr(linear, "base_layer", linear).weight
-        if adapter is not None and adapter in getattr(linear, "lora_A", {}):
-            base = base.float() + linear.get_delta_weight(adapter).float()
-        return base.to(dtype)
+    What no adapter changes is shared with the model where the model has that dtype; it must not be written to.
+    """
+
+    def merged(linears: Sequence[nn.Module]) -> Tensor:
+        bases = [getattr(linear, "base_layer", linear).weight for linear in linears]
+        if adapter is None or not any(adapter in getattr(linear, "lora_A", {}) for linear in linears):
+            return _joined(bases, dtype)
+        updates = [linear.get_delta_weight(adapter).float() for linear in linears]
+        return torch.cat([(b.float() + u).to(dtype) for b, u in zip(bases, updates, strict=True)])
 
     for layer in causal_model(model).model.layers:
         yield Layer(
             norm_1=layer.input_layernorm.weight.float(),
             norm_2=layer.post_attention_layernorm.weight.float(),
-            **{name: torch.cat([merged(linear) for linear in linears]) for name, linears in _products(layer).items()},
+            **{name: merged(linears) for name, linears in _products(layer).items()},
         )
 
 
@@ -226,7 +250,9 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class Body:
     """The body of a frozen Llama model with LoRA adapters by peft.
 
-    The lowest layers may be without adapters: there all roles compute the same, once (`below`).
+    The lowest layers may be without adapters: there all roles compute the same, once (`below`). On the way back a layer
+    needs what it computed on the way there; where that would be more than `RECOMPUTE` bytes, each layer keeps its input
+    alone and computes the rest again, which makes a third of the products of a pass more.
 
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
@@ -291,7 +317,12 @@ class Body:
             first = attend(q0[None], k0.transpose(0, 1)[None], v0.transpose(0, 1)[None], unseen[:shared, :shared])
             return torch.cat([first[0], gathered])
 
+        again = torch.is_grad_enabled() and KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
         for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):
             update = {} if adapter is None else low_rank(layer, adapter, self.dtype)
-            x = run_layer(x, weights, update, cos, sin, self.shape, attention)
+            arguments = x, weights, update, cos, sin, self.shape, attention
+            if again:
+                x = checkpoint(run_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = run_layer(*arguments)
         return x

@@ -50,6 +50,48 @@ def test_gradients_of_every_adapter_weight(agents, role):
         torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=1e-4, atol=1e-5)
 
 
+def test_layers_computed_again_on_the_way_back_have_the_same_gradients(make_agent, monkeypatch):
+    sequences, through = Sequences.pack(PROMPTS, ACTIONS, "cpu"), []
+    run_layer = llama.run_layer
+    monkeypatch.setattr(llama, "run_layer", lambda *a: through.append(1) or run_layer(*a))
+
+    def gradients():
+        agent = make_agent()
+        with torch.no_grad():  # B is 0 at the start, and with it the gradient of A
+            for parameter in agent.parameters("policy"):
+                parameter.add_(0.1)
+        through.clear()
+        agent.hidden("policy", sequences, grad=True).square().sum().backward()
+        return [p.grad for p in agent.parameters("policy")], len(through) / len(agent._body.layers)
+
+    kept, once = gradients()
+    monkeypatch.setattr(llama, "RECOMPUTE", 0)
+    again, twice = gradients()
+    assert (once, twice) == (1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_weights_in_their_own_precision_are_held_once(make_agent):
+    agent = make_agent(layers=1)
+    agent.refresh()
+    attention = agent._causal.model.layers[0].self_attn
+    assert agent._body.layers[0].qkv.data_ptr() == attention.q_proj.weight.data_ptr()
+    expected = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    assert torch.equal(agent._body.layers[0].qkv, expected)
+    same, other = llama.Body(agent.model, torch.float32), llama.Body(agent.model, torch.bfloat16)
+    for ours, second, rounded in zip(agent._body.layers, same.layers, other.layers, strict=True):
+        for name in ("qkv", "out", "gate_up", "down"):
+            assert getattr(ours, name).data_ptr() == getattr(second, name).data_ptr(), "joined once, not again"
+            assert torch.equal(getattr(ours, name).bfloat16(), getattr(rounded, name))
+    # A layer with an adapter has a merged copy for the decoder, and the frozen weights are as they were.
+    before = agent._body.layers[-1].qkv.clone()
+    with torch.no_grad():
+        for parameter in agent.parameters("policy"):
+            parameter.add_(0.1)
+    merged = list(llama.layers(agent.model, torch.float32, "policy"))[-1].qkv
+    assert not torch.equal(merged, before) and torch.equal(agent._body.layers[-1].qkv, before)
+
+
 def test_layers_without_adapters_are_computed_once_for_all_roles(make_agent, monkeypatch):
     agent, through = make_agent(layers=1), []
     count = len(agent._body.layers)
