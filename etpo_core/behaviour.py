@@ -161,9 +161,9 @@ def spread(measured: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def last_fifth(updates: Iterable[int]) -> float:
-    """The first update that belongs to the last fifth of training; updates count from 0."""
-    updates = list(updates)
-    return 0.8 * (max(updates) + 1) if updates else 0.0
+    """The first update that belongs to the last fifth of training, at least one; updates count from 0."""
+    last = max(updates, default=0)
+    return min(last, 0.8 * (last + 1))
 
 
 def _calls(statement: ast.stmt) -> list[str]:

@@ -81,6 +81,7 @@ def test_the_winner_is_what_runs_late_and_spreads_from_its_first_update():
 
 def test_last_fifth():
     assert behaviour.last_fifth(range(10)) == 8.0
+    assert behaviour.last_fifth(range(3)) == 2, "a short run has a last update as well"
     assert behaviour.last_fifth([]) == 0.0
 
 
