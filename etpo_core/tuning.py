@@ -176,6 +176,8 @@ def run_scores(steps: pd.DataFrame, updates: pd.DataFrame, generator: np.random.
 def ranking(scores: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """The variants of each method, the best first: highest mean reward over the last half of the steps.
 
+    A variant with fewer runs than another cannot be compared with it yet, and stands below it.
+
     Args:
         scores: of `run_scores`.
         known: of `variants`; other runs are left out.
@@ -193,8 +195,8 @@ def ranking(scores: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     table = known.merge(table, left_on="name", right_index=True)
     place = {method: rank for rank, method in enumerate(ordered(table["method"]))}
     return table.sort_values(
-        ["method", "last_half", "name"],
+        ["method", "runs", "last_half", "name"],
         key=lambda column: column.map(place) if column.name == "method" else column,
-        ascending=[True, False, True],
+        ascending=[True, False, False, True],
         ignore_index=True,
     )

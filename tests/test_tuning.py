@@ -153,7 +153,10 @@ def test_ranking_sorts_by_the_last_half_within_each_method():
     runs = [run(rewards[name], 1, name) for name in names] + [run([1, 1, 0.3, 0.3], 1, "etpo", seed=1)]
     scores = tuning.run_scores(*both(*runs), rng())
     known = pd.DataFrame({"name": names[:3], "method": ["etpo", "etpo", "ppo_kl"], "changes": ["x", "y", "z"]})
-    table = tuning.ranking(scores, known)
+    fewer = tuning.ranking(scores, known)
+    assert fewer["name"].tolist() == ["ppo_kl", "etpo", "etpo_x"], "one run does not beat the mean of two"
+    again = tuning.run_scores(*both(*runs, run(rewards["etpo_x"], 1, "etpo_x", seed=1)), rng())
+    table = tuning.ranking(again, known)
     assert table["name"].tolist() == ["ppo_kl", "etpo_x", "etpo"]  # baselines first, as in every table
     row = table.set_index("name").loc["etpo"]
     assert row["last_half"] == pytest.approx(0.2) and row["runs"] == 2  # mean of 0.1 and 0.3
