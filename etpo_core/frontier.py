@@ -47,8 +47,8 @@ def soft_optimum(rewards: np.ndarray, beta: float) -> SoftOptimum:
     if not beta > 0:
         raise ValueError(f"beta is {beta}; expected a number above 0")
     exponents = (rewards - rewards.max()) / beta
-    weights = np.exp(exponents) / np.exp(exponents).sum()
     log_weights = exponents - np.log(np.exp(exponents).sum())
+    weights = np.exp(log_weights)
     kl = float((weights * (log_weights + np.log(len(rewards)))).sum())
     return SoftOptimum(float(weights @ rewards), max(0.0, kl), float(1 / np.square(weights).sum()))
 

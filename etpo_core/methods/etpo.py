@@ -164,7 +164,7 @@ class ETPO:
         """
         agent, first = self.agent, not drawn
         corrects = not (first and self.drawn_from_policy)
-        sums, advantages, kept = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, [], []
+        sums, advantages = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": 0.0}, []
         soft_value: dict[tuple[int, ...], float] = {}  # of the states seen in this pass
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
         acted = {t.prompt for group in groups for t in group}
@@ -198,7 +198,7 @@ class ETPO:
             if first and self.reading.has_value:
                 self.value.observe(batch.each(agent.features(reference)), self._targets(*evaluated, lam=1.0))
             if first and self.epochs > 1:
-                kept.append(Drawn(batch, policy.detach(), reference, value, targets))
+                drawn.append(Drawn(batch, policy.detach(), reference, value, targets))
             error = self._critic_loss(value + terms.q_taken, targets)
             # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
             # pass serves both.
@@ -209,7 +209,6 @@ class ETPO:
             sums["policy_loss"] += float(terms.policy_loss.detach().sum())
             sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
-        drawn.extend(kept)
         return sums, advantages
 
     def _critic_pass(self, drawn: list[Drawn], total: int) -> dict[str, float]:
