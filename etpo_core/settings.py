@@ -1,8 +1,9 @@
 """Settings of one scale: `params.yaml` with that scale's overrides laid over it.
 
 `params.yaml` holds every setting once. The sections at its top are the defaults; `scales.NAME` names the model, the
-methods, the tasks and the seeds of a scale and overrides single settings of the sections of the same name. A name
-that is not there by default cannot be overridden, so that a misspelt setting is an error and not a silent default.
+methods, the tasks and the seeds of a scale and overrides single settings of the sections of the same name. Its methods
+are a list, or names with what each is to have otherwise there. A name that is not there by default cannot be
+overridden, so that a misspelt setting is an error and not a silent default.
 """
 
 from types import SimpleNamespace
@@ -51,7 +52,7 @@ def load_settings(scale: str) -> Settings:
     """The settings of `scale`, its overrides applied.
 
     Args:
-        scale: smoke, laptop, tuning, retuning, study or paper.
+        scale: one of those in `params.yaml`.
 
     Returns:
         The sections of `params.yaml` (without `scales`) and, beside them, `scale`, `model`, `methods` -> a section
@@ -74,6 +75,8 @@ def load_settings(scale: str) -> Settings:
     for method in chosen["methods"]:
         if method not in params["methods"]:
             raise unknown("method", method, params["methods"])
+        if isinstance(chosen["methods"], dict):
+            _overlay(params["methods"][method], chosen["methods"][method], f"scales.{scale}.methods.{method}")
     settings = _sections(params)
     settings.scale = scale
     settings.model = chosen["model"]

@@ -44,7 +44,7 @@ def run_notebook(scale: str, name: str) -> None:
 def main() -> None:
     """Parses the command line and runs one notebook."""
     parser = argparse.ArgumentParser(description="Runs one notebook of the project.")
-    parser.add_argument("--scale", required=True, help="smoke, laptop, tuning, retuning, study or paper")
+    parser.add_argument("--scale", required=True, help="one of those in params.yaml, e.g. laptop")
     parser.add_argument("--notebook", required=True, help="name of a notebook, without .ipynb")
     arguments = parser.parse_args()
     with one_line_errors():

@@ -18,7 +18,7 @@ def main() -> None:
     """Runs the script."""
     with one_line_errors():
         if len(sys.argv) != 2:
-            raise UserError("expected one argument, the scale: smoke, laptop, tuning, retuning, study or paper")
+            raise UserError(f"expected one argument, the scale: {', '.join(read_params()['scales'])}")
         settings = load_settings(sys.argv[1])
         unknown_tasks = [t for t in settings.tasks if t not in TASKS]
         if unknown_tasks:

@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "tuning", "retuning", "study", "paper"]
+SCALES = ["smoke", "laptop", "tuning", "retuning", "toy_tuning", "toy", "study", "paper"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -26,7 +26,7 @@ def test_the_large_scales_cover_the_paper():
         assert settings.environment.split_seeds == [0, 1, 2, 3, 4] and len(settings.seeds) >= 3
 
 
-@pytest.mark.parametrize("scale", ["tuning", "retuning"])
+@pytest.mark.parametrize("scale", ["tuning", "retuning", "toy_tuning"])
 def test_no_method_is_tuned_on_what_the_study_reports_or_more_often_than_another(scale):
     tuning = load_settings(scale)
     assert not set(tuning.tasks) & {*load_settings("study").tasks, *load_settings("laptop").tasks}
@@ -38,6 +38,13 @@ def test_a_scale_overrides_and_the_rest_stays():
     plain, smoke = read_params(), load_settings("smoke")
     assert smoke.training.env_steps == plain["scales"]["smoke"]["training"]["env_steps"]
     assert smoke.training.lora_rank == plain["training"]["lora_rank"]
+
+
+def test_a_scale_may_want_a_method_otherwise():
+    wanted, toy = read_params()["scales"]["toy"]["methods"], load_settings("toy")
+    assert toy.method_names == list(wanted)
+    assert toy.methods.etpo.critic_lr == wanted["etpo"]["critic_lr"] != load_settings("study").methods.etpo.critic_lr
+    assert toy.methods.etpo.gamma == load_settings("study").methods.etpo.gamma
 
 
 def test_every_setting_has_a_line_on_what_it_is():
@@ -59,6 +66,10 @@ def test_unknown_scale():
         (lambda p: p["scales"]["smoke"]["training"].update(env_step=3), "unknown parameter in scales.smoke.training"),
         (lambda p: p["scales"]["smoke"].update(trainning={}), "unknown section in scales.smoke 'trainning'"),
         (lambda p: p["scales"]["smoke"]["methods"].append("sac"), "unknown method 'sac'"),
+        (
+            lambda p: p["scales"]["smoke"].update(methods={"etpo": {"bta": 0.1}}),
+            "unknown parameter in scales.smoke.methods.etpo 'bta'",
+        ),
     ],
 )
 def test_misspelt_names_are_errors(tmp_path, monkeypatch, change, message):
