@@ -144,6 +144,65 @@ def bootstrap_improvement(
     return bootstrap([*first, *second], statistic, generator, draws, level)
 
 
+def spread(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The standard deviation over seeds: root of the mean over tasks of the runs' sample variances (n - 1).
+
+    NaN where a task has one run only.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = [np.square(runs - np.mean(runs, axis=0)).sum(axis=0) / np.float64(len(runs) - 1) for runs in strata]
+    return np.sqrt(np.mean(squares, axis=0))
+
+
+def bootstrap_spread_ratio(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    generator: np.random.Generator,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Interval:
+    """`spread` of the first method over that of the second; below 1 where the first is the steadier.
+
+    Drawing n of n runs anew makes a sample variance smaller by (n - 1) / n on average, for both alike, which the ratio
+    takes out. With two or three seeds a draw can be one run several times over, and the interval may reach 0 or inf.
+
+    Args:
+        first: an array a task, [runs].
+        second: the same tasks in the same order, [runs'].
+        generator: source of the draws.
+        draws: number of draws.
+        level: mass of the interval.
+
+    Returns:
+        The ratio and its interval, all NaN unless every task has two runs of each method.
+    """
+    if any(len(runs) < 2 for runs in (*first, *second)):
+        return Interval(*np.full(3, np.nan))
+    tasks = len(first)
+
+    def statistic(both: Sequence[np.ndarray]) -> np.ndarray:
+        one, two = spread(both[:tasks]), spread(both[tasks:])
+        total = one + two
+        return np.where(total > 0, one / np.where(total > 0, total, 1), 0.5)  # half: nothing varies in either
+
+    # The share one / (one + two) orders draws as the ratio does and is finite, so that quantiles can be taken.
+    shares = bootstrap([*first, *second], statistic, generator, draws, level)
+    return Interval(*(share / (1 - share) if share < 1 else np.float64(np.inf) for share in shares))
+
+
+def falls(curve: Interval) -> np.ndarray:
+    """Where a curve is below what it was before by more than its interval allows.
+
+    Args:
+        curve: points with their interval, in order.
+
+    Returns:
+        bool [points]: the upper end here is below the highest lower end so far. A curve is monotone within its interval
+        if it is False everywhere; it is where there is no interval.
+    """
+    return np.asarray(curve.high) < np.fmax.accumulate(np.asarray(curve.low, dtype=float))
+
+
 def performance_profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
     """The share of runs with a score above each threshold, averaged over tasks.
 

@@ -49,6 +49,31 @@ def test_probability_of_improvement_by_hand():
     assert st.probability_of_improvement(second, first) == pytest.approx(1 - 0.3125, rel=1e-15)
 
 
+def test_spread_by_hand():
+    assert st.spread([np.array([1.0, 3.0]), np.array([0.0, 0.0])]) == pytest.approx(1.0)  # variances 2 and 0
+    assert np.isnan(st.spread([np.array([1.0])]))
+    twice = st.bootstrap_spread_ratio([np.array([2.0, 4.0, 9.0])], [np.array([1.0, 2.0, 4.5])], rng())
+    assert twice.point == pytest.approx(2.0) and twice.low < 2.0 < twice.high
+    assert np.isnan(st.bootstrap_spread_ratio([np.array([1.0])], [np.array([1.0, 2.0])], rng())).all()
+    still = st.bootstrap_spread_ratio([np.zeros(3)], [np.zeros(3)], rng())
+    assert tuple(still) == (1.0, 1.0, 1.0)
+
+
+def test_spread_ratio_covers_the_truth():
+    generator, inside = rng(), 0
+    for _ in range(200):
+        first, second = ([generator.normal(0, s, 8) for _ in range(4)] for s in (1.0, 2.0))
+        interval = st.bootstrap_spread_ratio(first, second, generator, draws=200)
+        inside += interval.low <= 0.5 <= interval.high
+    assert inside > 170  # 190 of 200 for an exact interval; a percentile bootstrap of eight runs is too narrow
+
+
+def test_a_fall_is_one_beyond_the_interval():
+    curve = st.Interval(np.array([0.0, 0.5, 0.3, 0.1]), np.array([-0.1, 0.4, 0.2, 0.0]), np.array([0.1, 0.6, 0.4, 0.2]))
+    assert st.falls(curve).tolist() == [False, False, False, True]
+    assert not st.falls(st.Interval(curve.point, np.full(4, np.nan), np.full(4, np.nan))).any()
+
+
 def test_performance_profile_by_hand():
     strata = [np.array([0.2, 0.8]), np.array([0.5])]
     np.testing.assert_allclose(
