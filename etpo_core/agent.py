@@ -28,7 +28,7 @@ from .language_model import decode_action, encode_prompt
 from .prompts import Action, Prompt
 
 ADAPTERS = ("policy", "critic", "target_critic")
-KEPT = 8  # batches at most whose common layers' states are kept for another role or another pass
+BATCHES_BELOW = 8  # batches at most whose common layers' states are kept for another role or another pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ class Agent:
             if self._body is not None:
                 adapter = role if self.trainable and role != "reference" else None
                 if sequences not in self._below:
-                    while len(self._below) >= KEPT:  # memory must not grow with the number of batches of an update
+                    while len(self._below) >= BATCHES_BELOW:  # memory must not grow with the batches of an update
                         del self._below[next(iter(self._below))]
                     self._below[sequences] = self._body.below(sequences.prefix, sequences.ids)
                 out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-KEPT = 50  # bytes that a layer keeps for the way back, for each token and dimension of the residual stream; about
+BYTES_KEPT = 50  # bytes that a layer keeps for the way back, for each token and dimension of the residual stream; about
 RECOMPUTE = 4 * 2**30  # bytes to be kept from which on layers are computed again on the way back instead
 
 
@@ -317,7 +317,7 @@ class Body:
             first = attend(q0[None], k0.transpose(0, 1)[None], v0.transpose(0, 1)[None], unseen[:shared, :shared])
             return torch.cat([first[0], gathered])
 
-        again = torch.is_grad_enabled() and KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
+        again = torch.is_grad_enabled() and BYTES_KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
         for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):
             update = {} if adapter is None else low_rank(layer, adapter, self.dtype)
             arguments = x, weights, update, cos, sin, self.shape, attention

@@ -96,7 +96,7 @@ def run(scale: str) -> None:
 def main() -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", required=True, help="whose model and task: tuning")
+    parser.add_argument("--scale", required=True, help="whose model and first task, e.g. tuning")
     arguments = parser.parse_args()
     with one_line_errors():
         run(arguments.scale)

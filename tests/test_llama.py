@@ -111,7 +111,7 @@ def test_layers_without_adapters_are_computed_once_for_all_roles(make_agent, mon
 
 
 def test_the_common_states_of_few_batches_are_kept(make_agent, monkeypatch):
-    monkeypatch.setattr(agent_module, "KEPT", 2)
+    monkeypatch.setattr(agent_module, "BATCHES_BELOW", 2)
     agent = make_agent(layers=1)
     batches = [Sequences.pack(PROMPTS[:n], ACTIONS[:n], "cpu") for n in (1, 2, 3)]
     first = [agent.hidden("policy", batch) for batch in batches]
