@@ -136,12 +136,13 @@ def bootstrap_improvement(
         draws: number of draws.
         level: mass of the interval.
     """
+    return _bootstrap_two(first, second, probability_of_improvement, generator, draws, level)
+
+
+def _bootstrap_two(first, second, statistic, generator, draws, level) -> Interval:
+    """`bootstrap` of a statistic of two methods' strata, the runs of both drawn anew."""
     tasks = len(first)
-
-    def statistic(both: Sequence[np.ndarray]) -> np.ndarray:
-        return probability_of_improvement(both[:tasks], both[tasks:])
-
-    return bootstrap([*first, *second], statistic, generator, draws, level)
+    return bootstrap([*first, *second], lambda both: statistic(both[:tasks], both[tasks:]), generator, draws, level)
 
 
 def spread(strata: Sequence[np.ndarray]) -> np.ndarray:
@@ -178,15 +179,14 @@ def bootstrap_spread_ratio(
     """
     if any(len(runs) < 2 for runs in (*first, *second)):
         return Interval(*np.full(3, np.nan))
-    tasks = len(first)
 
-    def statistic(both: Sequence[np.ndarray]) -> np.ndarray:
-        one, two = spread(both[:tasks]), spread(both[tasks:])
+    def share_of_first(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> np.ndarray:
+        one, two = spread(one), spread(two)
         total = one + two
         return np.where(total > 0, one / np.where(total > 0, total, 1), 0.5)  # half: nothing varies in either
 
     # The share one / (one + two) orders draws as the ratio does and is finite, so that quantiles can be taken.
-    shares = bootstrap([*first, *second], statistic, generator, draws, level)
+    shares = _bootstrap_two(first, second, share_of_first, generator, draws, level)
     return Interval(*(share / (1 - share) if share < 1 else np.float64(np.inf) for share in shares))
 
 
