@@ -39,7 +39,7 @@ from .common import (
     pack,
     state_batches,
 )
-from .readings import READINGS
+from .readings import READINGS, Terms
 
 
 class Drawn(NamedTuple):
@@ -199,15 +199,8 @@ class ETPO:
                 self.value.observe(batch.each(agent.features(reference)), self._targets(*evaluated, lam=1.0))
             if first and self.epochs > 1:
                 drawn.append(Drawn(batch, policy.detach(), reference, value, targets))
-            error = self._critic_loss(value + terms.q_taken, targets)
-            # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward
-            # pass serves both.
-            critic_total = error + self.advantage_prior * terms.prior
-            ((terms.policy_loss + critic_total).sum() / total).backward()
-
+            self._descend(terms, value, targets, total, sums)
             advantages.append(terms.advantage.split(batch.lengths.tolist()))
-            sums["policy_loss"] += float(terms.policy_loss.detach().sum())
-            sums["critic_loss"] += float(error.detach().sum())
             sums["kl"] += float(kl.sum())
         return sums, advantages
 
@@ -217,11 +210,17 @@ class ETPO:
         for batch, policy, reference, value, targets in drawn:
             critic = self.agent.hidden("critic", batch, grad=True)
             terms = self.reading.terms(self.agent, policy, reference, critic, batch.tokens, self.beta).each(batch)
-            error = self._critic_loss(value + terms.q_taken, targets)
-            ((error + self.advantage_prior * terms.prior).sum() / total).backward()
-            sums["policy_loss"] += float(terms.policy_loss.sum())
-            sums["critic_loss"] += float(error.detach().sum())
+            self._descend(terms, value, targets, total, sums)
         return sums
+
+    def _descend(self, terms: Terms, value: Tensor, targets: Tensor, total: int, sums: dict[str, float]) -> None:
+        """Adds the gradients of a micro-batch, each loss divided by `total` tokens, and its losses to `sums`."""
+        error = self._critic_loss(value + terms.q_taken, targets)
+        # No gradient of the policy's loss reaches the critic, none of the critic's the policy, so one backward pass
+        # serves both.
+        ((terms.policy_loss + error + self.advantage_prior * terms.prior).sum() / total).backward()
+        sums["policy_loss"] += float(terms.policy_loss.detach().sum())
+        sums["critic_loss"] += float(error.detach().sum())
 
     # Targets ---------------------------------------------------------------------------------------------------
 
