@@ -200,7 +200,7 @@ class Bench:
 
     def act(self, count: int, length: int) -> list:
         """A rollout, a token a pass: with the same numbers as before, everything could be guessed."""
-        self.agent._drafts.set_state(())
+        self.agent.drafts.set_state(())
         generator = torch.Generator().manual_seed(0)
         return self.agent.act([self.prompt] * count, max_new_tokens=length, generator=generator)
 

@@ -99,10 +99,10 @@ def timed(scale: str, rounds: int) -> Iterator[dict]:
         return *seconds, len(steps), sum(action.token_count for action in actions)
 
     for seed in range(rounds + 1):
-        before = agent._drafts.get_state()
+        before = agent.drafts.get_state()
         for guesses in (False, True):
             agent._decoder.takes_back = guesses
-            agent._drafts.set_state(before)
+            agent.drafts.set_state(before)
             wall, cpu, count, tokens = write(seed)
             if seed:  # the first batch warms up, and there is nothing yet to guess from
                 numbers = {"passes": count, "tokens": tokens, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}

@@ -157,7 +157,7 @@ class Agent:
         self._body = llama.Body(model, self.compute_dtype) if llama.fits(model) else None
         self._below = weakref.WeakKeyDictionary()  # what the roles have in common, of the last batches that still live
         self._decoder: Decoder | None = None
-        self._drafts = Drafts()
+        self.drafts = Drafts()
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
         self._encode = lru_cache(maxsize=256)(
             lambda prompt: tuple(encode_prompt(self.tokenizer, prompt, self.card["format"]))
@@ -307,9 +307,9 @@ class Agent:
         told = None if ended is None else lambda _, s: ended(body(s))
         with nullcontext() if own else self._role("policy"):
             sampled = sample(
-                self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told, self._drafts
+                self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, told, self.drafts
             )
-        self._drafts.observe(distributed.merge([s.tokens for s in sampled]))
+        self.drafts.observe(distributed.merge([s.tokens for s in sampled]))
         return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
 
     # State -----------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class Agent:
             "adapters": {a: [p.detach().clone() for p in ps] for a, ps in self._parameters.items()},
             "value_heads": {k: v.clone() for k, v in self.value_heads.state_dict().items()},
             # Guesses change no action, but which rows are computed together, and with it the last digits.
-            "drafts": self._drafts.get_state(),
+            "drafts": self.drafts.get_state(),
         }
 
     def save_policy(self, folder: Path) -> None:
@@ -339,5 +339,5 @@ class Agent:
             for parameter, value in zip(self._parameters[adapter], values, strict=True):
                 parameter.copy_(value)
         self.value_heads.load_state_dict(state["value_heads"])
-        self._drafts.set_state(state.get("drafts", ()))  # an older checkpoint has none
+        self.drafts.set_state(state.get("drafts", ()))  # an older checkpoint has none
         self.refresh()
