@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "tuning", "retuning", "toy_tuning", "toy", "study", "paper"]
+SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "toy_tuning", "toy", "study", "paper"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -56,7 +56,7 @@ def test_every_setting_has_a_line_on_what_it_is():
 
 
 def test_unknown_scale():
-    with pytest.raises(UserError, match="unknown scale 'tiny'; choose one of: laptop, paper, retuning, smoke, study"):
+    with pytest.raises(UserError, match="unknown scale .tiny.; choose one of: laptop, paper, retuning, smoke, starts"):
         load_settings("tiny")
 
 
