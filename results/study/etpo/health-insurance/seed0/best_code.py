@@ -2,7 +2,8 @@ import numpy as np
 
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    model = LinearDiscriminantAnalysis()
-    model.fit(x_train, y_train)
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    model = make_pipeline(CalibratedClassifierCV(RidgeClassifier())).fit(x_train, y_train)
     return model

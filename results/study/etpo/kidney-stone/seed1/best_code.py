@@ -2,7 +2,7 @@ import numpy as np
 
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    from sklearn.ensemble import RandomForestClassifier
-    model = RandomForestClassifier(random_state=0)
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    model = LinearDiscriminantAnalysis(solver='lsqr')
     model.fit(x_train, y_train)
     return model

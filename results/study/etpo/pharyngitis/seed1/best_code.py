@@ -2,9 +2,6 @@ import numpy as np
 
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    from sklearn.naive_bayes import BernoulliNB
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    model = make_pipeline(StandardScaler(), BernoulliNB(force_alpha=True))
-    model.fit(x_train, y_train)
+    from sklearn.ensemble import RandomForestClassifier
+    model = RandomForestClassifier(random_state=0).fit(x_train, y_train)
     return model
