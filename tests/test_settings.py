@@ -56,7 +56,8 @@ def test_every_setting_has_a_line_on_what_it_is():
 
 
 def test_unknown_scale():
-    with pytest.raises(UserError, match="unknown scale .tiny.; choose one of: laptop, paper, retuning, smoke, starts"):
+    known = "laptop, paper, retuning, smoke, starts, study"
+    with pytest.raises(UserError, match=f"unknown scale 'tiny'; choose one of: {known}"):
         load_settings("tiny")
 
 
