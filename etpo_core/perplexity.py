@@ -170,7 +170,7 @@ def causal_log_likelihood(model, start: Sequence[int] = ()) -> LogLikelihood:
     return log_likelihood
 
 
-def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+def paired_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """Each trained policy beside the model it came from.
 
     Args:
@@ -178,20 +178,16 @@ def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
     Returns:
         A row a run and corpus: method, task, seed, corpus, tokens, nll, and beside them base and reference (their
-        nll) and change (of perplexity, after / before - 1); and how many rows were left out because they were
-        measured on another text or with other windows than the reference.
+        nll; base is NaN where it was measured on another text) and change (of perplexity, after / before - 1).
     """
     rows = rows.copy()
     # The end of a key names text, window and precision; without keys there is nothing to tell rows apart by.
     rows["text"] = rows["key"].astype(str).str.rsplit("-", n=1).str[-1] if "key" in rows else ""
-    own = rows[rows["model"].isin(["base", "reference"])]
-    own = own.pivot_table(index=["corpus", "text"], columns="model", values="nll").reset_index()
-    own = own.reindex(columns=["corpus", "text", "base", "reference"])
-    runs = rows[~rows["model"].isin(["base", "reference"])].rename(columns={"model": "method"})
-    paired = runs.merge(own.dropna(subset="reference"), on=["corpus", "text"])
+    base = rows.loc[rows["model"] == "base", ["corpus", "text", "nll"]].rename(columns={"nll": "base"})
+    runs = rows[~rows["model"].isin(["base", "reference"])]
+    paired = runs.rename(columns={"model": "method", "before_nll": "reference"}).merge(base, "left", ["corpus", "text"])
     paired["change"] = np.expm1((paired["nll"] - paired["reference"]).astype(float))
-    names = "method task seed corpus tokens nll base reference change"
-    return paired[names.split()], len(runs) - len(paired)
+    return paired["method task seed corpus tokens nll base reference change".split()]
 
 
 def before_and_after(paired: pd.DataFrame) -> pd.DataFrame:

@@ -31,7 +31,7 @@ SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces
 CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "weights", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
-    "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity",
+    "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
 ]  # fmt: skip
 GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]

@@ -7,7 +7,8 @@ the paper's "original language model") and of every trained policy on the three 
 `corpora`, and writes evaluations/{scale}/perplexity.csv, a row a model and text. A row carries a key made
 of what was measured: the weights, the text, the window and the precision. A row whose key still holds is
 not measured again, so a killed run goes on where it was, and a policy whose weights are not on this disk
-keeps the row that it has.
+keeps the row that it has. A policy's row also holds the reference's loss (`before_nll`): runs of one scale
+may start from several references, each made on its own machine, and the table names only the last.
 """
 
 import argparse
@@ -83,7 +84,8 @@ def run(scale: str) -> Path:
                 continue
             with loader.use(subject) as (model, tokenizer):
                 row = _measure(subject, text, model, tokenizer, settings.perplexity)
-            table.put(place, row | {"key": key})
+            before = table.rows["reference", "", "", text.name]["nll"] if subject.adapter else ""
+            table.put(place, row | {"before_nll": before, "key": key})
     table.write()
     print(f"{len(table.rows)} rows: {table.path}")
     return table.path

@@ -271,7 +271,9 @@ def test_stage_measures_base_reference_and_policy(root):
     assert list(results.load_perplexity("smoke")["stand_in"].fillna("")[:3]) == ["made by a test"] * 2 + [""]
     values = {row["model"]: float(row["perplexity"]) for row in rows if row["corpus"] == "github"}
     assert len(set(values.values())) == 3
+    nll = {(row["model"], row["corpus"]): row["nll"] for row in rows}
     for row in rows:
+        assert row["before_nll"] == (nll["reference", row["corpus"]] if row["model"] == "etpo" else "")
         assert math.exp(float(row["nll"])) == pytest.approx(float(row["perplexity"]), rel=2e-6)
         assert 64 <= int(row["tokens"]) <= 128
 
@@ -368,33 +370,34 @@ def test_a_policy_of_other_reference_weights_is_not_measured(root, capsys):
 
 
 def _frame(*rows) -> pd.DataFrame:
-    names = ["model", "task", "seed", "corpus", "nll", "tokens", "key"]
-    return pd.DataFrame([(*row[:5], 10, row[5]) for row in rows], columns=names)
+    names = ["model", "task", "seed", "corpus", "nll", "before_nll", "key", "tokens"]
+    return pd.DataFrame([(*row, 10) for row in rows], columns=names)
 
 
 def test_before_and_after_by_hand():
     rows = _frame(
-        ("base", None, None, "arxiv", math.log(8), "w-t"),
-        ("reference", None, None, "arxiv", math.log(10), "w-t"),
-        ("etpo", "a", 0, "arxiv", math.log(20), "w-t"),
-        ("etpo", "b", 0, "arxiv", math.log(5), "w-t"),
-        ("ppo_kl", "a", 0, "arxiv", math.log(11), "w-t"),
-        ("ppo_kl", "b", 0, "arxiv", math.log(99), "w-other"),  # measured on another text
+        ("base", None, None, "arxiv", math.log(8), None, "w-t"),
+        ("reference", None, None, "arxiv", math.log(30), None, "w-t"),
+        ("etpo", "a", 0, "arxiv", math.log(20), math.log(10), "w-t"),  # trained from an earlier reference
+        ("etpo", "b", 0, "arxiv", math.log(5), math.log(10), "w-t"),
+        ("ppo_kl", "a", 0, "arxiv", math.log(33), math.log(30), "w-t"),
+        ("poad", "b", 0, "arxiv", math.log(99), math.log(90), "w-other"),  # measured on another text
     )
-    paired, left_out = paired_runs(rows)
-    table = before_and_after(paired)
-    assert left_out == 1 and list(table["method"]) == ["etpo", "ppo_kl"] and list(table["runs"]) == [2, 1]
-    etpo = table.iloc[0]
+    paired = paired_runs(rows)
+    table = before_and_after(paired).set_index("method")
+    assert list(table.index) == ["etpo", "poad", "ppo_kl"] and list(table["runs"]) == [2, 1, 1]
+    etpo = table.loc["etpo"]
     values = [etpo["base"], etpo["before"], etpo["after"], etpo["change_low"], etpo["change_high"]]
     assert values == pytest.approx([8, 10, 10, -0.5, 1.0], rel=1e-12)
     assert etpo["change"] == pytest.approx(0, abs=1e-12)
-    assert table.iloc[1]["change"] == pytest.approx(0.1, rel=1e-12)
+    assert list(table.loc[["ppo_kl", "poad"], "change"]) == pytest.approx([0.1, 0.1], rel=1e-12)
+    assert math.isnan(table.loc["poad", "base"])
 
 
 def test_before_and_after_with_nothing_trained():
-    paired, left_out = paired_runs(_frame(("reference", None, None, "arxiv", 1.0, "w-t")))
+    paired = paired_runs(_frame(("reference", None, None, "arxiv", 1.0, None, "w-t")))
     table = before_and_after(paired)
-    assert paired.empty and table.empty and left_out == 0 and "change" in table
+    assert paired.empty and table.empty and "change" in table
 
 
 def _run_notebook() -> None:
