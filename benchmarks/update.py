@@ -79,7 +79,7 @@ OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fas
 OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"
 OURS_EXACT = f"{OURS}, exact policy"
 BETA, GAMMA, TAU = 0.3, 0.99, 0.995
-NO_TRL = "not measured: pip install '.[bench]'"
+NO_TRL = "not measured: pip install --editable '.[bench]'"
 
 
 @dataclass(frozen=True)
