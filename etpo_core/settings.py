@@ -2,8 +2,9 @@
 
 `params.yaml` holds every setting once. The sections at its top are the defaults; `scales.NAME` names the model, the
 methods, the tasks and the seeds of a scale and overrides single settings of the sections of the same name. Its methods
-are a list, or names with what each is to have otherwise there. A name that is not there by default cannot be
-overridden, so that a misspelt setting is an error and not a silent default.
+are a list, or names with what each is to have otherwise there. A method's section may itself override settings of
+`training`, for a variant whose runs differ in those. A name that is not there by default cannot be overridden, so that
+a misspelt setting is an error and not a silent default.
 """
 
 from types import SimpleNamespace
@@ -48,11 +49,12 @@ def read_params() -> dict[str, Any]:
         raise UserError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def load_settings(scale: str) -> Settings:
+def load_settings(scale: str, method: str | None = None) -> Settings:
     """The settings of `scale`, its overrides applied.
 
     Args:
         scale: one of those in `params.yaml`.
+        method: whose runs they are for; with None, `training` is that of methods which do not override it.
 
     Returns:
         The sections of `params.yaml` (without `scales`) and, beside them, `scale`, `model`, `methods` -> a section
@@ -72,11 +74,13 @@ def load_settings(scale: str) -> Settings:
         if section not in params:
             raise unknown(f"section in scales.{scale}", section, params)
         _overlay(params[section], overrides, f"scales.{scale}.{section}")
-    for method in chosen["methods"]:
-        if method not in params["methods"]:
-            raise unknown("method", method, params["methods"])
+    for name in chosen["methods"]:
+        if name not in params["methods"]:
+            raise unknown("method", name, params["methods"])
         if isinstance(chosen["methods"], dict):
-            _overlay(params["methods"][method], chosen["methods"][method], f"scales.{scale}.methods.{method}")
+            _overlay(params["methods"][name], chosen["methods"][name], f"scales.{scale}.methods.{name}")
+    if method in params["methods"]:
+        _overlay(params["training"], params["methods"][method].get("training", {}), f"methods.{method}.training")
     settings = _sections(params)
     settings.scale = scale
     settings.model = chosen["model"]

@@ -33,6 +33,8 @@ def method_of(name: str, section: Mapping[str, Any]) -> str:
 def changes(section: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in which a variant departs from its method's section, in that section's order.
 
+    What it overrides of the section `training` stands under `training`.
+
     Args:
         section: settings of the variant; `method`, which says whose variant it is, is no setting.
         base: settings of the method.
@@ -47,7 +49,8 @@ def changes(section: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, An
 
 def describe(changed: Mapping[str, Any]) -> str:
     """Changes as a label, e.g. "policy_lr 0.0003, critic_lr 0.001"; `UNCHANGED` if there are none."""
-    texts = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changed.items()]
+    flat = {key: value for key, value in changed.items() if key != "training"} | changed.get("training", {})
+    texts = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in flat.items()]
     return ", ".join(texts) or UNCHANGED
 
 

@@ -39,7 +39,8 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
     if not settings.runs.keep_finished:
         raise UserError(f"scales.{scale}.runs.keep_finished is false: `dvc repro` would do each of these runs again")
     matrix = itertools.product(settings.seeds, settings.tasks, settings.method_names)
-    missing = [run for s, t, m in matrix if not finished(run := Run(scale, m, t, s), settings)]
+    own = {m: load_settings(scale, m) for m in settings.method_names}
+    missing = [run for s, t, m in matrix if not finished(run := Run(scale, m, t, s), own[m])]
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     until = time.monotonic() + 60 * minutes
 

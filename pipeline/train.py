@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     arguments = parser.parse_args()
     with one_line_errors(), distributed.joined():
-        settings = load_settings(arguments.scale)
+        settings = load_settings(arguments.scale, arguments.method)
         if arguments.task not in TASKS:
             raise unknown("task", arguments.task, TASKS)
         if arguments.method not in settings.methods:

@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "toy_tuning", "toy", "study", "paper"]
+SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "factors", "toy_tuning", "toy", "study", "paper"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -47,6 +47,13 @@ def test_a_scale_may_want_a_method_otherwise():
     assert toy.methods.etpo.gamma == load_settings("study").methods.etpo.gamma
 
 
+def test_a_variant_may_train_otherwise():
+    scale, own = load_settings("factors"), load_settings("factors", "etpo_rank")
+    assert own.training.lora_rank == 4 != scale.training.lora_rank
+    assert own.training.plain() | {"lora_rank": 16, "lora_alpha": 32} == scale.training.plain()
+    assert load_settings("factors", "etpo_one_step").training == scale.training
+
+
 def test_every_setting_has_a_line_on_what_it_is():
     text = paths.PARAMS.read_text().split("scales:")[0]
     for line in text.splitlines():
@@ -56,7 +63,7 @@ def test_every_setting_has_a_line_on_what_it_is():
 
 
 def test_unknown_scale():
-    known = "laptop, paper, retuning, smoke, starts, study"
+    known = "factors, laptop, paper, retuning, smoke, starts"
     with pytest.raises(UserError, match=f"unknown scale 'tiny'; choose one of: {known}"):
         load_settings("tiny")
 
@@ -71,6 +78,10 @@ def test_unknown_scale():
             lambda p: p["scales"]["smoke"].update(methods={"etpo": {"bta": 0.1}}),
             "unknown parameter in scales.smoke.methods.etpo 'bta'",
         ),
+        (
+            lambda p: p["methods"]["etpo"].update(training={"lora_rnk": 4}),
+            "unknown parameter in methods.etpo.training 'lora_rnk'",
+        ),
     ],
 )
 def test_misspelt_names_are_errors(tmp_path, monkeypatch, change, message):
@@ -79,7 +90,7 @@ def test_misspelt_names_are_errors(tmp_path, monkeypatch, change, message):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params.yaml")
     with pytest.raises(UserError, match=message):
-        load_settings("smoke")
+        load_settings("smoke", "etpo")
 
 
 def test_missing_and_broken_params(tmp_path, monkeypatch):

@@ -71,7 +71,10 @@ def test_without_a_key_the_chat_baseline_says_not_run(root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scale": "huge"}, "unknown scale 'huge'; choose one of: laptop, paper, retuning, smoke, starts, study, toy"),
+        (
+            {"scale": "huge"},
+            "unknown scale 'huge'; choose one of: factors, laptop, paper, retuning, smoke, starts, study, toy",
+        ),
         ({"method": "sac"}, "unknown method 'sac'; choose one of: etpo"),
         ({"task": "iris"}, "unknown task 'iris'; choose one of: airlines"),
         ({"task": "diabetes"}, "python -m pipeline.data"),

@@ -47,6 +47,8 @@ def test_changes_are_what_departs_in_the_order_of_the_method():
     assert tuning.changes(section, BASE) == {"policy_lr": 1e-3, "epochs": 4, "extra": "yes"}
     assert list(tuning.changes(section, BASE)) == ["policy_lr", "epochs", "extra"]
     assert tuning.describe(tuning.changes(section, BASE)) == "policy_lr 0.001, epochs 4, extra yes"
+    section = {**BASE, "method": "a", "training": {"lora_rank": 4, "temperature": 0.7}}
+    assert tuning.describe(tuning.changes(section, BASE)) == "lora_rank 4, temperature 0.7"
     # A setting that the method got after the run was made is not one that the run departs in.
     assert tuning.changes({"beta": 0.3}, BASE) == {}
 

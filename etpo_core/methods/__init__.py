@@ -68,13 +68,15 @@ METHODS = {
 def build_method(name: str, settings: Settings) -> Method:
     """The method called `name` with its settings.
 
-    A section that says `method: etpo` is a variant of that method under a name of its own.
+    A section that says `method: etpo` is a variant of that method under a name of its own; what it says of `training`
+    is for `load_settings`.
 
     Raises:
         UserError: for an unknown method or a setting that it does not have.
     """
     values = settings.plain()
     kind = values.pop("method", name)
+    values.pop("training", None)
     if kind not in METHODS:
         raise unknown("method", kind, METHODS)
     try:
