@@ -3,6 +3,7 @@ import numpy as np
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
     from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.linear_model import RidgeClassifier
-    model = CalibratedClassifierCV(RidgeClassifier()).fit(x_train, y_train)
+    from sklearn.svm import LinearSVC
+    model = CalibratedClassifierCV(LinearSVC(random_state=0, penalty='l1'))
+    model.fit(x_train, y_train)
     return model
