@@ -27,8 +27,14 @@ from etpo_core import plotting
 from etpo_core.errors import one_line_errors
 
 TABLES = Path(__file__).parent / "tables"
-COLOURS = {"statistics": "#0072B2", "policy loss": "#E69F00", "dueling": "#D55E00", "measured": "#D55E00"}
-MARKS = {"statistics": "o", "policy loss": "s", "dueling": "^", "measured": "o"}
+COLOURS = {
+    "statistics": "#0072B2",
+    "policy loss": "#E69F00",
+    "dueling": "#D55E00",
+    "own dueling": "#009E73",
+    "measured": "#D55E00",
+}
+MARKS = {"statistics": "o", "policy loss": "s", "dueling": "^", "own dueling": "v", "measured": "o"}
 
 
 def read(file: Path) -> list[dict[str, str]]:
