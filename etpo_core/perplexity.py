@@ -170,7 +170,7 @@ def causal_log_likelihood(model, start: Sequence[int] = ()) -> LogLikelihood:
     return log_likelihood
 
 
-def paired_runs(rows: pd.DataFrame) -> pd.DataFrame:
+def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Each trained policy beside the model it came from.
 
     Args:
@@ -178,16 +178,20 @@ def paired_runs(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a run and corpus: method, task, seed, corpus, tokens, nll, and beside them base and reference (their
-        nll; base is NaN where it was measured on another text) and change (of perplexity, after / before - 1).
+        nll) and change (of perplexity, after / before - 1); and how many rows were left out because they were
+        measured on another text or with other windows than the reference is now.
     """
     rows = rows.copy()
     # The end of a key names text, window and precision; without keys there is nothing to tell rows apart by.
     rows["text"] = rows["key"].astype(str).str.rsplit("-", n=1).str[-1] if "key" in rows else ""
-    base = rows.loc[rows["model"] == "base", ["corpus", "text", "nll"]].rename(columns={"nll": "base"})
+    place = ["corpus", "text"]
+    base = rows.loc[rows["model"] == "base", [*place, "nll"]].rename(columns={"nll": "base"})
+    own = rows.loc[rows["model"] == "reference", place].merge(base, "left", place)
     runs = rows[~rows["model"].isin(["base", "reference"])]
-    paired = runs.rename(columns={"model": "method", "before_nll": "reference"}).merge(base, "left", ["corpus", "text"])
+    paired = runs.rename(columns={"model": "method", "before_nll": "reference"}).merge(own, on=place)
     paired["change"] = np.expm1((paired["nll"] - paired["reference"]).astype(float))
-    return paired["method task seed corpus tokens nll base reference change".split()]
+    names = "method task seed corpus tokens nll base reference change"
+    return paired[names.split()], len(runs) - len(paired)
 
 
 def before_and_after(paired: pd.DataFrame) -> pd.DataFrame:
