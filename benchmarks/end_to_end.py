@@ -80,7 +80,7 @@ class Clock:
 def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Path) -> list[dict]:
     """The rows of one method."""
     started = time.perf_counter()
-    settings = load_settings(scale)
+    settings = load_settings(scale, method_name)
     settings.training.env_steps = steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = RunElsewhere(scale, method_name, task_name, 0, folder)
