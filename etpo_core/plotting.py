@@ -38,6 +38,7 @@ LABELS = {
     "poad": "POAD",
     "released": "Released code",
     "etpo": "ETPO",
+    "etpo_memory": "ETPO with memory",
     "etpo_no_reflection": "ETPO without reflection",
     "etpo_action_level": "ETPO without token-level backup",
 }
@@ -50,6 +51,7 @@ _COLOURS = {
     "poad": "#56B4E9",
     "released": "#CC79A7",
     "etpo": "#D55E00",
+    "etpo_memory": "#8C2D04",
     "etpo_no_reflection": "#E69F00",
     "etpo_action_level": "#009E73",
 }
@@ -62,6 +64,7 @@ _LINES: dict[str, Any] = {
     "poad": (0, (2, 1)),
     "released": (0, (1, 1)),
     "etpo": "-",
+    "etpo_memory": (0, (6, 1, 1, 1)),
     "etpo_no_reflection": (0, (3, 1, 1, 1, 1, 1)),
     "etpo_action_level": (0, (7, 2)),
 }

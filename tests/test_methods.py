@@ -11,7 +11,7 @@ from etpo_core.methods.common import adamw, micro_batches, optimiser_step, pack,
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
-TRAINED = ["etpo", "etpo_action_level", "ppo_kl", "poad", "ntpo"]
+TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "ppo_kl", "poad", "ntpo"]
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
 
 
@@ -415,3 +415,45 @@ def test_the_first_batch_is_learnt_from_by_whole_returns_and_later_ones_by_lambd
     assert [lam for lam, _ in seen] == [1.0, 1.0, 0.5, 1.0]
     assert sorted(seen[0][1].tolist()) == [-1.0, 0.75, 0.75, 0.75]
     assert seen[2][1].min() > -1.0 - 1e-6 and len(set(seen[2][1].tolist())) > 2, "V has a say inside the action"
+
+
+def test_a_memory_holds_the_best_action_that_ended_its_episode(make_agent, settings):
+    first, lesser = (Transition(PROMPT, (n, 7), (0.0,) * 2, r, True, None) for n, r in ((6, 0.9), (4, -0.2)))
+    equal, going_on = replace(first, action=(5, 7)), Transition(PROMPT, (8, 7), (0.0,) * 2, 1.0, False, FAILED)
+    method = started("etpo_memory", settings, make_agent())
+    method.update([lesser, first, equal, going_on])
+    assert method.best == first
+    method.update([replace(lesser, prompt=FAILED), replace(lesser, prompt=FAILED), lesser])
+    assert method.best == first and method.state == FAILED
+
+
+def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_agent, settings):
+    agent = make_agent()
+    method = started("etpo_memory", settings, agent)
+    best = Transition(FAILED, (6, 7), (0.0,) * 2, 0.9, True, None)
+    method.update([best, Transition(PROMPT, (4, 5), (0.0,) * 2, -0.2, True, None)])
+    batch = Sequences.pack([PROMPT], [best.action], "cpu")  # learnt from in the state the batch was written in
+
+    def lifted(reward):
+        method.best, method.state = replace(best, reward=reward), PROMPT
+        for p in agent.parameters("critic"):
+            p.grad = None
+        before = token_log_prob(agent, batch, agent.hidden("critic", batch))
+        method._remember(total=2)
+        with torch.no_grad():
+            for p in agent.parameters("critic"):
+                p.sub_(0.1 * p.grad)
+        after = token_log_prob(agent, batch, agent.hidden("critic", batch))
+        return after - before
+
+    assert (lifted(-5.0) == 0).all()
+    assert (lifted(5.0) > 0).all()
+
+
+def test_a_memory_survives_a_checkpoint(make_agent, settings):
+    method = started("etpo_memory", settings, make_agent())
+    assert method.get_state()["best"] is None
+    method.update([Transition(PROMPT, (6, 7), (0.0,) * 2, 0.9, True, None)])
+    other = started("etpo_memory", settings, make_agent())
+    other.set_state(method.get_state())
+    assert other.best == method.best

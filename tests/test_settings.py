@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "factors", "toy_tuning", "toy", "study", "paper"]
+SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "factors", "batches", "toy_tuning", "toy", "study", "paper"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -63,7 +63,7 @@ def test_every_setting_has_a_line_on_what_it_is():
 
 
 def test_unknown_scale():
-    known = "factors, laptop, paper, retuning, smoke, starts"
+    known = "batches, factors, laptop, paper, retuning, smoke, starts"
     with pytest.raises(UserError, match=f"unknown scale 'tiny'; choose one of: {known}"):
         load_settings("tiny")
 

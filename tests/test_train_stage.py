@@ -73,7 +73,7 @@ def test_without_a_key_the_chat_baseline_says_not_run(root):
     [
         (
             {"scale": "huge"},
-            "unknown scale 'huge'; choose one of: factors, laptop, paper, retuning, smoke, starts, study, toy",
+            "unknown scale 'huge'; choose one of: batches, factors, laptop, paper, retuning, smoke, starts, study, toy",
         ),
         ({"method": "sac"}, "unknown method 'sac'; choose one of: etpo"),
         ({"task": "iris"}, "unknown task 'iris'; choose one of: airlines"),

@@ -15,6 +15,7 @@ from ..settings import Settings
 from .action_level import ActionLevelETPO
 from .common import Learnt
 from .etpo import ETPO
+from .etpo_memory import RememberingETPO
 from .ntpo import NTPO
 from .poad import POAD
 from .ppo_kl import PPOKL
@@ -56,6 +57,7 @@ METHODS = {
     "etpo": ETPO,
     "etpo_no_reflection": ETPO,
     "etpo_action_level": ActionLevelETPO,
+    "etpo_memory": RememberingETPO,
     "released": Released,
     "ppo_kl": PPOKL,
     "poad": POAD,
