@@ -282,13 +282,15 @@ def run_scores(steps: pd.DataFrame, limit: int | None = None) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, best (highest reward), mean (reward over all steps), runs (share of steps
-        whose code ran), last_mean and last_runs (the same over the last fifth of the steps).
+        whose code ran), last_mean and last_runs (the same over the last fifth of the steps), last_level (mean
+        reward of those of the last fifth that ran; where none did, their reward all the same).
     """
     limit = budget(steps) if limit is None else limit
     rows = []
     for (method, task, seed), run in steps.sort_values("step").groupby(["method", "task", "seed"], sort=True):
         run = run.head(limit)
         last = run.tail(max(1, len(run) // 5))
+        ran = last[last["status"] == "ok"]
         rows.append(
             {
                 "method": method,
@@ -298,10 +300,11 @@ def run_scores(steps: pd.DataFrame, limit: int | None = None) -> pd.DataFrame:
                 "mean": float(run["reward"].mean()),
                 "runs": float((run["status"] == "ok").mean()),
                 "last_mean": float(last["reward"].mean()),
-                "last_runs": float((last["status"] == "ok").mean()),
+                "last_runs": len(ran) / len(last),
+                "last_level": float((ran if len(ran) else last)["reward"].mean()),
             }
         )
-    columns = ["method", "task", "seed", "best", "mean", "runs", "last_mean", "last_runs"]
+    columns = ["method", "task", "seed", "best", "mean", "runs", "last_mean", "last_runs", "last_level"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -25,7 +25,14 @@ BODIES = {
     ),
 }
 BROKEN = "    model = LogisticRegression(\n"
-_SKILL = {"reflection": 0.0, "ppo_kl": 0.4, "etpo": 0.6, "etpo_no_reflection": 0.3, "etpo_action_level": 0.35}
+_SKILL = {
+    "reflection": 0.0,
+    "ppo_kl": 0.4,
+    "etpo": 0.6,
+    "etpo_memory": 0.7,
+    "etpo_no_reflection": 0.3,
+    "etpo_action_level": 0.35,
+}
 
 
 def make_root(root: Path) -> Path:

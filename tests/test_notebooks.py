@@ -22,7 +22,7 @@ WRITES = {
     "dataset_table": {"datasets": "t", "class_counts": "f"},
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
-    "convergence": {"mean_reward": "f", "last_fifth": "t"},
+    "convergence": {"mean_reward": "f", "last_fifth": "t", "settled": "t"},
     "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
     "credit": {"tokens": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
@@ -122,6 +122,20 @@ def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path):
     shown = (tmp_path / "figures/smoke/convergence/last_fifth.md").read_text()
     assert "n=1" in shown and "PPO-KL: not run" in shown and "[" not in shown
     assert "No held-out scores" in (tmp_path / "figures/smoke/main_table/main_table.md").read_text()
+
+
+def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=("balance-scale",))
+    assert figures(tmp_path, "convergence").returncode == 0
+    rows = table(tmp_path, "convergence", "settled").set_index("method")
+    runs = [pd.read_csv(tmp_path / f"results/smoke/etpo/balance-scale/seed{seed}/steps.csv") for seed in (0, 1)]
+    last = [run.tail(len(run) // 5) for run in runs]
+    levels = [run[run["status"] == "ok"]["reward"].mean() for run in last]
+    best = sum(run["reward"].max() for run in runs) / 2
+    assert rows.loc["etpo", "last_level"] == pytest.approx(sum(levels) / 2, abs=1e-6)
+    assert rows.loc["etpo", "gap"] == pytest.approx(best - sum(levels) / 2, abs=1e-6)
+    assert rows["difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
 
 
 def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path):

@@ -6,7 +6,7 @@ from etpo_core.errors import UserError
 from etpo_core.settings import load_settings, read_params
 from etpo_core.tasks import TASKS
 
-SCALES = ["smoke", "laptop", "tuning", "retuning", "starts", "factors", "batches", "toy_tuning", "toy", "study", "paper"]
+SCALES = "smoke laptop tuning retuning starts factors batches toy_tuning toy study paper".split()
 
 
 @pytest.mark.parametrize("scale", SCALES)

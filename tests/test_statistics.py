@@ -179,6 +179,11 @@ def test_run_scores_by_hand():
     assert row["mean"] == pytest.approx(0.18, abs=1e-12)
     assert row["runs"] == pytest.approx(0.7)
     assert row["last_mean"] == pytest.approx(0.7) and row["last_runs"] == 1.0
+    early = st.run_scores(frame, limit=7).iloc[0]  # its last fifth is one step, which fails
+    assert (early["last_mean"], early["last_runs"], early["last_level"]) == (-1.0, 0.0, -1.0)
+    frame["reward"], frame["status"] = [*rewards[:9], -1.0, 0.99], ["ok"] * 9 + ["timeout", "ok"]
+    whole = st.run_scores(frame).iloc[0]
+    assert whole["last_mean"] == pytest.approx(-0.005) and whole["last_level"] == pytest.approx(0.99)
 
 
 def test_mean_and_std_by_hand():
