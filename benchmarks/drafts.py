@@ -7,10 +7,18 @@ for each token kept. "time" lets the untrained model of a scale write batches, e
 generator: one token a pass, and with guesses from the batches before. "cpu_s" is the CPU time of this process, which
 other load disturbs least. Prints the tables; `--csv FILE` saves the second, and the first as FILE_replay.
 
+`--policy RUN` measures a trained policy instead, as the rollouts of its run end: 16 sequences, four of them behind
+programs of the run that failed, each until its own end token. Beside our decoder, with guesses and without,
+transformers' generate samples from the same weights in bfloat16, in turns. Each writes its own programs, so what
+compares is "useful_tokens_s", the tokens up to each end over the wall clock.
+
     OMP_NUM_THREADS=1 python -m benchmarks.drafts --csv drafts.csv
+    python -m benchmarks.drafts --policy results/study/etpo/kidney-stone/seed2 --csv drafts_policy.csv
 """
 
 import argparse
+import copy
+import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +28,17 @@ import pipeline  # noqa: F401  says how threads wait, which is read when torch i
 
 # isort: split
 import torch
+from peft import PeftModel
 
 from benchmarks.executor import save, show
+from benchmarks.rollout import useful_tokens
 from etpo_core import paths, results
+from etpo_core.agent import Agent
 from etpo_core.drafts import Drafts
-from etpo_core.errors import one_line_errors
+from etpo_core.errors import UserError, one_line_errors
+from etpo_core.language_model import load_model
 from etpo_core.machine import choose
-from etpo_core.prompts import task_prompt
+from etpo_core.prompts import Prompt, reflection_prompt, task_prompt
 from etpo_core.settings import load_settings
 from etpo_core.tasks import load_task
 from etpo_core.training import Run
@@ -109,14 +121,84 @@ def timed(scale: str, rounds: int) -> Iterator[dict]:
                 yield {"batch": seed, "guesses": "yes" if guesses else "no", **numbers}
 
 
+def states(folder: Path, task, count: int) -> list[Prompt]:
+    """The task's first state, but for every fourth: those follow the last programs that failed in the run."""
+    shape = {"description": task.spec.description, "features": task.x.shape[1], "rows": task.x.shape[0] // 2}
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    failed = [s for s in samples if s["status"] != "ok"][-(count // 4) :]
+    first = [task_prompt(**shape)] * (count - len(failed))
+    return first + [reflection_prompt(**shape, body=s["code"], error=s["error"]) for s in failed]
+
+
+def trained(folder: Path, rounds: int, count: int = 16) -> Iterator[dict]:
+    """Rollouts of a trained policy by our decoder, with guesses and without, and by transformers' generate."""
+    weights = folder / "checkpoint" / "policy"
+    if not (weights / "adapter_config.json").exists():
+        raise UserError(f"{weights} is not there; its run has to be made on this machine first")
+    card = json.loads((folder / "run_card.json").read_text())
+    settings, task = load_settings(card["scale"], card["method"]), load_task(card["task"])
+    model, tokenizer, model_card = load_model(settings.model, torch.float32, torch.device("cpu"))
+    merged = PeftModel.from_pretrained(model, weights).merge_and_unload()
+    limit, end = settings.training.max_new_tokens, model_card["eos_token_id"]
+    theirs = copy.deepcopy(merged).to(torch.bfloat16)
+    agent = Agent(merged, tokenizer, model_card, rank=None, alpha=1, seed=0, precision="bfloat16")
+    agent.refresh()
+    prompts = states(folder, task, count)
+    ids = [agent.encode(p) for p in prompts]
+    longest = max(map(len, ids))
+    padded = torch.tensor([[end] * (longest - len(p)) + list(p) for p in ids])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in ids])
+    generator, options = torch.Generator(), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+    def ours(seed: int) -> int:
+        generator.manual_seed(seed)
+        return sum(a.token_count for a in agent.act(prompts, max_new_tokens=limit, generator=generator))
+
+    @torch.inference_mode()
+    def generate(seed: int) -> int:
+        torch.manual_seed(seed)
+        written = theirs.generate(
+            padded, attention_mask=mask, max_new_tokens=limit, eos_token_id=end, pad_token_id=end, **options
+        )
+        return useful_tokens(written[:, longest:], end)
+
+    for seed in range(rounds + 1):
+        before = agent.drafts.get_state()
+        for run in ("one token a pass", "with guesses", "transformers generate"):
+            agent._decoder.takes_back = run == "with guesses"
+            agent.drafts.set_state(before)
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = (generate if run == "transformers generate" else ours)(seed)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if run == "with guesses":
+                remembered = agent.drafts.get_state()
+            if seed:
+                numbers = {"tokens": tokens, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}
+                yield {"batch": seed, "run": run, **numbers, "useful_tokens_s": round(tokens / wall, 1)}
+        agent.drafts.set_state(remembered)
+
+
 def main(arguments: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints and saves; returns the rows of the replay."""
+    """Measures, prints and saves; returns the rows of the replay, or those of a trained policy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", default="study", help="whose committed programs, settings and model")
     parser.add_argument("--rounds", type=int, default=8, help="batches that are timed; 0 for the replay alone")
     parser.add_argument("--csv", type=Path, help="file to save the times to")
+    parser.add_argument("--policy", type=Path, help="folder of a finished run whose policy is to write")
     chosen = parser.parse_args(arguments)
     with one_line_errors():
+        if chosen.policy:
+            rows = list(trained(chosen.policy, chosen.rounds))
+            show(rows)
+            rate = {
+                run: statistics.median(row["useful_tokens_s"] for row in rows if row["run"] == run)
+                for run in dict.fromkeys(row["run"] for row in rows)
+            }
+            for run, tokens in rate.items():
+                print(f"{run}: {tokens:.0f} useful tokens/s, {tokens / rate['transformers generate']:.1f} x generate")
+            if chosen.csv:
+                save(rows, chosen.csv)
+            return rows
         replayed = replay(chosen.scale)
         show(replayed)
         if chosen.csv:

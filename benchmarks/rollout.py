@@ -119,6 +119,11 @@ def ours(decoder: LlamaDecoder, prompts: list[list[int]], lengths: list[int], li
     return sum(len(action.tokens) for action in actions)
 
 
+def useful_tokens(written: Tensor, end: int) -> int:
+    """Tokens up to each sequence's first end token, it included, of what was written [batch, length]."""
+    return int(((written == end).cumsum(1) - (written == end).long() == 0).sum())
+
+
 @torch.inference_mode()
 def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
     """Samples with transformers; returns the number of useful tokens."""
@@ -130,7 +135,7 @@ def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[in
         ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
         logits_processor=ends,
     )[:, longest:]  # fmt: skip
-    return int(((written == END).cumsum(1) - (written == END).long() == 0).sum())
+    return useful_tokens(written, END)
 
 
 def fastest(function: Callable[[], object], repeats: int) -> float:

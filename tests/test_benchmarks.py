@@ -1,6 +1,7 @@
 """The benchmark scripts run, at sizes that say nothing about speed."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_programs_of_a_run_are_replayed(monkeypatch, tmp_path, capsys):
     assert [row["tokens_a_pass"] for row in rows] == [1, 4, 4, 4] and all(row["fed_a_token"] == 1 for row in rows)
     assert "not measured" in capsys.readouterr().out
     assert len((tmp_path / "drafts_replay.csv").read_text().splitlines()) == 5
+
+
+def test_a_trained_policy_is_timed_behind_what_failed_in_its_run(tmp_path, toy_task, capsys):
+    lines = [
+        {"status": status, "code": f"    model = {name}\n", "error": "NameError: no" if status != "ok" else ""}
+        for name, status in (("A()", "snippet_error"), ("B()", "ok"), ("C()", "snippet_error"), ("D()", "timeout"))
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts = drafts.states(tmp_path, toy_task, 8)
+    assert len(prompts) == 8 and len(set(prompts[:6])) == 1
+    assert "model = C()" in prompts[6].prefix and "model = D()" in prompts[7].prefix
+    with pytest.raises(SystemExit):
+        drafts.main(["--policy", str(tmp_path)])
+    assert "its run has to be made on this machine first" in capsys.readouterr().err
 
 
 def test_a_wrong_guess_costs_what_was_fed_in_vain():
