@@ -11,6 +11,7 @@ appears.
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ _LINES: dict[str, Any] = {
     "etpo_action_level": (0, (7, 2)),
 }
 _OTHER_COLOUR = "#7B3294"
+CHARACTERS_AN_INCH = 17  # of a footnote, about
 
 # Classes of a data set, in order: shades that differ in lightness.
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")
@@ -237,8 +239,12 @@ def _code_lines(pieces: Sequence[str], width: float) -> list[list[tuple[int | No
 
 
 def footnote(figure: Figure, lines: Iterable[str]) -> None:
-    """Writes small lines under a figure: what is missing, what is a stand-in, how many seeds."""
-    text = "\n".join(entry for entry in lines if entry)
+    """Writes small lines under a figure: what is missing, what is a stand-in, how many seeds.
+
+    A line longer than the figure is wide is broken: a figure is saved as wide as what stands on it.
+    """
+    width = int(CHARACTERS_AN_INCH * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(entry, width) for entry in lines if entry)
     if text:
         figure.text(0.01, -0.02, text, ha="left", va="top", fontsize=7, color="#444444")
 

@@ -221,7 +221,8 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
     if (count := weights["weights"].nunique()) > 1:
         pairs = weights.groupby(["task", "seed"])["weights"].nunique()
-        apart = ", ".join(f"{task} seed {seed}" for task, seed in pairs[pairs > 1].index)
+        which = pairs[pairs > 1].reset_index().groupby("task")["seed"].agg(list)
+        apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for t, s in which.items())
         lines.append(
             f"Runs start from {count} warm starts, whose weights differ as processors round; "
             + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")

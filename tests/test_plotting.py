@@ -141,3 +141,16 @@ def test_coloured_code_is_byte_stable():
     matplotlib.rcParams["font.size"] = 30
     assert draw_code(values)[2] == first
     assert draw_code(values[::-1])[2] != first
+
+
+def test_a_footnote_is_no_wider_than_its_figure(figures):
+    def width(note):
+        figure, axes = plt.subplots()
+        axes.plot([1, 2], [0.5, 0.8])
+        plotting.footnote(figure, [note])
+        png = plotting.save_figure(figure, "smoke", "test", "wide")[0]
+        plt.close(figure)
+        return plt.imread(png).shape[1]
+
+    plotting.use_style()
+    assert width("kidney-stone seed 0, " * 30) == width("short")

@@ -88,7 +88,7 @@ def test_notes_say_when_runs_started_from_different_weights(root):
         "Runs start from 2 warm starts, whose weights differ as processors round; those of a task and seed share one."
     ]
     (note,) = noted(lambda method, seed: "a" if method == "etpo" or seed == 0 else "b")
-    assert note.endswith("; so do those compared with each other on balance-scale seed 1, kidney-stone seed 1.")
+    assert note.endswith("; so do those compared with each other on balance-scale seed 1; kidney-stone seed 1.")
 
 
 def test_an_unfinished_run_has_no_rows(root):
