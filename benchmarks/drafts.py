@@ -29,9 +29,10 @@ import pipeline  # noqa: F401  says how threads wait, which is read when torch i
 # isort: split
 import torch
 from peft import PeftModel
+from transformers import LogitsProcessorList
 
 from benchmarks.executor import save, show
-from benchmarks.rollout import useful_tokens
+from benchmarks.rollout import sampled_by_generate
 from etpo_core import paths, results
 from etpo_core.agent import Agent
 from etpo_core.drafts import Drafts
@@ -144,23 +145,15 @@ def trained(folder: Path, rounds: int, count: int = 16) -> Iterator[dict]:
     agent = Agent(merged, tokenizer, model_card, rank=None, alpha=1, seed=0, precision="bfloat16")
     agent.refresh()
     prompts = states(folder, task, count)
-    ids = [agent.encode(p) for p in prompts]
-    longest = max(map(len, ids))
-    padded = torch.tensor([[end] * (longest - len(p)) + list(p) for p in ids])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in ids])
-    generator, options = torch.Generator(), {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    ids, generator = [agent.encode(p) for p in prompts], torch.Generator()
 
     def ours(seed: int) -> int:
         generator.manual_seed(seed)
         return sum(a.token_count for a in agent.act(prompts, max_new_tokens=limit, generator=generator))
 
-    @torch.inference_mode()
     def generate(seed: int) -> int:
         torch.manual_seed(seed)
-        written = theirs.generate(
-            padded, attention_mask=mask, max_new_tokens=limit, eos_token_id=end, pad_token_id=end, **options
-        )
-        return useful_tokens(written[:, longest:], end)
+        return sampled_by_generate(theirs, ids, end, limit, LogitsProcessorList())
 
     for seed in range(rounds + 1):
         before = agent.drafts.get_state()

@@ -32,7 +32,7 @@ import pipeline  # noqa: F401  says how threads wait, which is read when torch i
 # isort: split
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from etpo_core.decoder import LlamaDecoder, _product, sample
 
@@ -125,17 +125,24 @@ def useful_tokens(written: Tensor, end: int) -> int:
 
 
 @torch.inference_mode()
-def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
-    """Samples with transformers; returns the number of useful tokens."""
+def sampled_by_generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], end: int, limit: int, ends: LogitsProcessorList
+) -> int:
+    """Samples with transformers, prompts padded on the left; returns the number of useful tokens."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[END] * (longest - len(p)) + p for p in prompts], device=model.device)
+    ids = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    ends = LogitsProcessorList([ForcedEndsOfGenerate(lengths, longest, model.device)])
     written = model.generate(
         ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
-        logits_processor=ends,
+        eos_token_id=end, pad_token_id=end, logits_processor=ends,
     )[:, longest:]  # fmt: skip
-    return useful_tokens(written, END)
+    return useful_tokens(written, end)
+
+
+def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
+    """Samples with transformers, with forced ends; returns the number of useful tokens."""
+    forced = ForcedEndsOfGenerate(lengths, max(map(len, prompts)), model.device)
+    return sampled_by_generate(model, prompts, END, limit, LogitsProcessorList([forced]))
 
 
 def fastest(function: Callable[[], object], repeats: int) -> float:

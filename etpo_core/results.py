@@ -219,10 +219,11 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     lines += missing_notes(status[status["method"].isin(wanted)])
     cards = load_cards(scale)
     weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
+    weights = weights.astype({"seed": int})  # floats in a frame that has rows of no run
     if (count := weights["weights"].nunique()) > 1:
         pairs = weights.groupby(["task", "seed"])["weights"].nunique()
         which = pairs[pairs > 1].reset_index().groupby("task")["seed"].agg(list)
-        apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(f'{n:.0f}' for n in s)}" for t, s in which.items())
+        apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for t, s in which.items())
         lines.append(
             f"Runs start from {count} warm starts, whose weights differ as processors round; "
             + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")

@@ -371,18 +371,19 @@ def compare(
             "tasks": len(strata),
             "runs": sum(len(runs) for runs in strata),
         }
-        row |= _named("iqm", bootstrap(strata, pooled_iqm, generator))
+        row |= named("iqm", bootstrap(strata, pooled_iqm, generator))
         pairs = paired_differences(scores, value, reference, method) if method != reference else []
         if pairs:
-            row |= _named("difference", bootstrap(pairs, pooled_iqm, generator))
-            row |= _named("improvement", bootstrap_improvement(groups[reference], strata, generator))
+            row |= named("difference", bootstrap(pairs, pooled_iqm, generator))
+            row |= named("improvement", bootstrap_improvement(groups[reference], strata, generator))
         rows.append(row)
     columns = ["method", "tasks", "runs"]
     columns += [name + end for name in ("iqm", "difference", "improvement") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _named(name: str, interval: Interval) -> dict[str, float]:
+def named(name: str, interval: Interval) -> dict[str, float]:
+    """An interval as columns of a table: `name`, `name`_low and `name`_high."""
     ends = ("", "_low", "_high")
     return {name + end: float(number) for end, number in zip(ends, interval, strict=True)}
 
