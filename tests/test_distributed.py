@@ -32,8 +32,9 @@ from etpo_core.training import Run, fingerprint, run_parameters, train
 
 # A run's name, its method and its budget. Two updates: one of 8 actions and one of what is left. 13 leave 5, that is 3
 # for one process and 2 for the other; 9 leave one, which the processes cannot share.
-RUNS = {name: (name, 13) for name in ("etpo", "etpo_action_level", "etpo_memory", "released", "ppo_kl", "poad")}
-RUNS |= {"ntpo": ("ntpo", 13), "reflection": ("reflection", 13), "few": ("ppo_kl", 9), "top_k": ("etpo", 13)}
+RUNS = {name: (name, 13) for name in ("etpo", "etpo_action_level", "etpo_memory", "released", "ppo_kl")}
+RUNS |= {name: (name, 13) for name in ("ppo_kl_memory", "poad", "ntpo")}
+RUNS |= {"reflection": ("reflection", 13), "few": ("ppo_kl", 9), "top_k": ("etpo", 13)}
 
 
 def start(name, folder, stop_after=None):

@@ -11,7 +11,7 @@ from etpo_core.methods.common import adamw, micro_batches, optimiser_step, pack,
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
-TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "ppo_kl", "poad", "ntpo"]
+TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "ppo_kl", "ppo_kl_memory", "poad", "ntpo"]
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
 
 
@@ -332,7 +332,7 @@ def test_credit_is_what_the_method_held_of_each_token_before_it_learnt(make_agen
     assert [len(c) for c in fresh] == [3, 1]
     if name.startswith("etpo"):
         assert fresh == [[0, 0, 0], [0]]  # the critic is still the reference: no token is better than another
-    elif name == "ppo_kl":
+    elif name.startswith("ppo_kl"):
         assert fresh == [[-1, -1, -1], [0.75]]
     else:  # V is still 0: what is behind a token comes down to the reward, less at each step away from it
         shrink = method.lam * method.inner_discount
@@ -417,14 +417,18 @@ def test_the_first_batch_is_learnt_from_by_whole_returns_and_later_ones_by_lambd
     assert seen[2][1].min() > -1.0 - 1e-6 and len(set(seen[2][1].tolist())) > 2, "V has a say inside the action"
 
 
-def test_a_memory_holds_the_best_action_that_ended_its_episode(make_agent, settings):
+@pytest.mark.parametrize("name", ["etpo_memory", "ppo_kl_memory"])
+def test_a_memory_holds_the_best_action_that_ended_its_episode(make_agent, settings, name):
     first, lesser = (Transition(PROMPT, (n, 7), (0.0,) * 2, r, True, None) for n, r in ((6, 0.9), (4, -0.2)))
     equal, going_on = replace(first, action=(5, 7)), Transition(PROMPT, (8, 7), (0.0,) * 2, 1.0, False, FAILED)
-    method = started("etpo_memory", settings, make_agent())
+    method = started(name, settings, make_agent())
+    method.update([going_on, going_on])
+    assert method.memory.best is None
     method.update([lesser, first, equal, going_on])
-    assert method.best == first
-    method.update([replace(lesser, prompt=FAILED), replace(lesser, prompt=FAILED), lesser])
-    assert method.best == first and method.state == FAILED
+    assert method.memory.best == first
+    # Later it is learnt from in the state that most of a batch was written in.
+    again = method.memory.keep([replace(lesser, prompt=FAILED), replace(lesser, prompt=FAILED), lesser])
+    assert again == [replace(first, prompt=FAILED)] and method.memory.best == first
 
 
 def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_agent, settings):
@@ -432,10 +436,10 @@ def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_
     method = started("etpo_memory", settings, agent)
     best = Transition(FAILED, (6, 7), (0.0,) * 2, 0.9, True, None)
     method.update([best, Transition(PROMPT, (4, 5), (0.0,) * 2, -0.2, True, None)])
-    batch = Sequences.pack([PROMPT], [best.action], "cpu")  # learnt from in the state the batch was written in
+    batch = Sequences.pack([PROMPT], [best.action], "cpu")
 
     def lifted(reward):
-        method.best, method.state = replace(best, reward=reward), PROMPT
+        method.remembered = [replace(best, prompt=PROMPT, reward=reward)]
         for p in agent.parameters("critic"):
             p.grad = None
         before = token_log_prob(agent, batch, agent.hidden("critic", batch))
@@ -450,10 +454,36 @@ def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_
     assert (lifted(5.0) > 0).all()
 
 
-def test_a_memory_survives_a_checkpoint(make_agent, settings):
-    method = started("etpo_memory", settings, make_agent())
+def test_ppo_learns_from_what_it_remembers_where_that_is_better_and_tells_only_of_the_batch(make_agent, settings):
+    drawn = [Transition(PROMPT, (n, 5), (0.0,) * 2, r, True, None) for n, r in ((4, 0.5), (8, 0.7))]
+    other = Transition(PROMPT, (6, 7), (0.0,) * 2, 0.0, True, None)
+
+    def update(*rewards):
+        agent = make_agent()
+        with torch.no_grad():
+            for parameter in agent.parameters("policy"):
+                parameter.add_(0.05)
+        packed = pack_on_cpu([other])
+        before = float(token_log_prob(agent, packed, agent.hidden("policy", packed)).sum())
+        # The KL left alone, so that rewards are what actions differ by.
+        method = started("ppo_kl", settings, agent, beta=0.0)
+        learnt = method.update(drawn, [replace(other, reward=reward) for reward in rewards])
+        after = float(token_log_prob(agent, packed, agent.hidden("policy", packed)).sum())
+        return learnt, after - before
+
+    (alone, moved), (better, lifted), (_, least) = update(), update(0.9), update(-1.0)
+    assert lifted > moved + 0.05
+    assert abs(least - moved) < lifted - moved, "what is worse than the batch is not pushed down"
+    assert better.credit == alone.credit and len(better.credit) == 2
+    for name in ("kl_per_token", "kl_per_action", "critic_loss"):
+        assert better.logged[name] == pytest.approx(alone.logged[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["etpo_memory", "ppo_kl_memory"])
+def test_a_memory_survives_a_checkpoint(make_agent, settings, name):
+    method = started(name, settings, make_agent())
     assert method.get_state()["best"] is None
     method.update([Transition(PROMPT, (6, 7), (0.0,) * 2, 0.9, True, None)])
-    other = started("etpo_memory", settings, make_agent())
+    other = started(name, settings, make_agent())
     other.set_state(method.get_state())
-    assert other.best == method.best
+    assert other.memory.best == method.memory.best

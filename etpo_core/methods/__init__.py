@@ -19,6 +19,7 @@ from .etpo_memory import RememberingETPO
 from .ntpo import NTPO
 from .poad import POAD
 from .ppo_kl import PPOKL
+from .ppo_kl_memory import RememberingPPOKL
 from .reflection import Reflection
 from .released import Released
 
@@ -60,6 +61,7 @@ METHODS = {
     "etpo_memory": RememberingETPO,
     "released": Released,
     "ppo_kl": PPOKL,
+    "ppo_kl_memory": RememberingPPOKL,
     "poad": POAD,
     "ntpo": NTPO,
     "reflection": Reflection,

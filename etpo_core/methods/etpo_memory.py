@@ -1,38 +1,37 @@
 """ETPO that keeps the best program of its run in mind (ours; the paper has no such memory).
 
-Everything is as in `etpo`, and in each pass the critic also learns from the best action so far, as if it had been
-written again in the state that most actions of the batch were written in. That is the very update any drawn action
-gets, with whole returns, where it says that Q is too low; where Q is above it, nothing is learnt (self-imitation as
-lower-bound soft Q-learning, arXiv 1806.05635). Two facts allow it. The reward depends on the program alone, not on the
-state that it is written in, nor on when. And Q is a statement about an action, whoever wrote it, so a critic can learn
-from one that the policy would hardly draw any more; the clipped ratio of PPO could not. It is what a policy that is
-nearly certain of a lesser program needs to leave it: tokens that are no longer drawn are otherwise never regressed.
+Everything is as in `etpo`, and in each pass the critic also learns from the best action so far (`memory`). That is the
+very update any drawn action gets, with whole returns, where it says that Q is too low; where Q is above it, nothing is
+learnt (self-imitation as lower-bound soft Q-learning, arXiv 1806.05635). Q is a statement about an action, whoever
+wrote it, so a critic can learn from one that the policy would hardly draw any more. It is what a policy that is nearly
+certain of a lesser program needs to leave it: tokens that are no longer drawn are otherwise never regressed.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from .. import distributed
+from ..agent import Agent
 from ..rollout import Transition
+from ..settings import Settings
 from .common import Learnt, pack
 from .etpo import ETPO, Drawn
+from .memory import Memory
 
 
 class RememberingETPO(ETPO):
     """ETPO with one remembered action; arguments as `ETPO`."""
 
-    best: Transition | None = None  # of the actions that ended their episode; the earliest among equals
+    def start(self, agent: Agent, training: Settings) -> None:
+        """See `Method.start`."""
+        super().start(agent, training)
+        self.memory = Memory()
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """See `ETPO.update`."""
-        for t in transitions:
-            if t.done and (self.best is None or t.reward > self.best.reward):
-                self.best = t
-        self.state = Counter(t.prompt for t in transitions).most_common(1)[0][0]
+        self.remembered = self.memory.keep(transitions)
         return super().update(transitions)
 
     def _pass(
@@ -53,23 +52,22 @@ class RememberingETPO(ETPO):
         """Adds the gradient of the critic's loss at the best action, divided by `total` tokens."""
         # While V knows nothing, every program that ran is pushed up anyway. One process is enough: gradients add up.
         knows = self.value.fitted or not self.reading.has_value
-        if self.best is None or not knows or distributed.rank() > 0:
+        if not self.remembered or not knows or distributed.rank() > 0:
             return
-        agent, best = self.agent, [replace(self.best, prompt=self.state)]
-        batch = pack(agent, best)
+        agent, batch = self.agent, pack(self.agent, self.remembered)
         reference, critic = agent.hidden("reference", batch), agent.hidden("critic", batch, grad=True)
         policy = None if self.exact else agent.hidden("policy", batch)
         terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
         value, nothing = self._value(reference), torch.zeros(1, device=agent.device)
-        target = self._targets(batch, best, value, terms.kl, nothing, {}, lam=1.0)
+        target = self._targets(batch, self.remembered, value, terms.kl, nothing, {}, lam=1.0)
         q = value + terms.q_taken
         (self._critic_loss(q, torch.maximum(target, q.detach())).sum() / total).backward()
 
     def get_state(self) -> dict:
         """See `Method.get_state`."""
-        return {**super().get_state(), "best": self.best and asdict(self.best)}
+        return {**super().get_state(), **self.memory.get_state()}
 
     def set_state(self, state: dict) -> None:
         """See `Method.set_state`."""
         super().set_state(state)
-        self.best = state["best"] and Transition(**state["best"])
+        self.memory.set_state(state)

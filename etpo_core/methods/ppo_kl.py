@@ -7,6 +7,8 @@ whatever is drawn there, it tells actions apart, so that the policy's gradient s
 reference's hidden state at the end of the prompt.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,19 +57,29 @@ class PPOKL:
         self.critic_optimiser = adamw(training.momentum, (agent.value_heads["critic"].parameters(), self.value_lr))
         self.optimisers = [self.policy_optimiser, self.critic_optimiser]
 
-    def update(self, transitions: list[Transition]) -> Learnt:
-        """`epochs` passes over a batch; ratios are taken against the policy before the first."""
-        agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
+    def update(self, transitions: list[Transition], remembered: Sequence[Transition] = ()) -> Learnt:
+        """`epochs` passes over a batch; ratios are taken against the policy before the first.
+
+        Args:
+            transitions: the batch.
+            remembered: actions that the policy's loss takes in as well, where they are better than the batch is on
+                average; nothing else does, V and what is told are of the batch.
+        """
+        agent, learnt = self.agent, distributed.own([*transitions, *remembered])
+        groups = list(micro_batches(learnt, self.tokens_at_once))
         batches = [pack(agent, group) for group in groups]
+        again = {id(t) for t in remembered}
+        of_batch = torch.tensor([id(t) not in again for group in groups for t in group], device=agent.device)
+        sizes = [len(group) for group in groups]
         features, old_log_probs, log_ratios, kl = [], [], [], 0.0
-        for batch in batches:
+        for batch, told in zip(batches, of_batch.split(sizes), strict=True):
             reference = agent.hidden("reference", batch)
             policy = agent.hidden("policy", batch)
             features.append(batch.each(reference)[batch.lengths.cumsum(0) - batch.lengths])
             of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
             old_log_probs.append(batch.to_padded(batch.each(of_policy.log_prob)).sum(-1))
             log_ratios.append(old_log_probs[-1] - self._action_log_prob(batch, reference))
-            kl += float(batch.each(of_policy.kl).sum())
+            kl += float((batch.each(of_policy.kl) * told.repeat_interleave(batch.lengths)).sum())
         state = torch.cat(features)
         ordered = [t for group in groups for t in group]
         with torch.no_grad():
@@ -78,8 +90,8 @@ class PPOKL:
             held = [a.expand(len(t.action)) for a, t in zip(advantage, ordered, strict=True)]
             everyones = distributed.concatenated(advantage)
             advantage = (advantage - everyones.mean()) / (everyones.std(correction=0) + 1e-8)
+            advantage = torch.where(of_batch, advantage, advantage.clamp(min=0.0))
         sums = {"policy_loss": 0.0, "critic_loss": 0.0}
-        sizes = [len(group) for group in groups]
         for _ in range(self.epochs):
             for batch, old, weight in zip(batches, old_log_probs, advantage.split(sizes), strict=True):
                 policy = agent.hidden("policy", batch, grad=True)
@@ -87,7 +99,7 @@ class PPOKL:
                 (losses.sum() / len(transitions)).backward()
                 sums["policy_loss"] += float(losses.detach().sum())
             optimiser_step(self.policy_optimiser, self.grad_norm)
-            error = (agent.value("critic", state) - returns).square()
+            error = (agent.value("critic", state) - returns).square() * of_batch
             (error.sum() / len(transitions)).backward()
             sums["critic_loss"] += float(error.detach().sum())
             optimiser_step(self.critic_optimiser, self.grad_norm)
