@@ -7,10 +7,11 @@ for each token kept. "time" lets the untrained model of a scale write batches, e
 generator: one token a pass, and with guesses from the batches before. "cpu_s" is the CPU time of this process, which
 other load disturbs least. Prints the tables; `--csv FILE` saves the second, and the first as FILE_replay.
 
-`--policy RUN` measures a trained policy instead, as the rollouts of its run end: 16 sequences, four of them behind
-programs of the run that failed, each until its own end token. Beside our decoder, with guesses and without,
-transformers' generate samples from the same weights in bfloat16, in turns. Each writes its own programs, so what
-compares is "useful_tokens_s", the tokens up to each end over the wall clock.
+`--policy RUN` measures the policy of a finished run instead, as its rollouts end (of a run of Reflection the untrained
+model, as all runs begin): 16 sequences, four of them behind programs of the run that failed, each until its own end
+token. Beside our decoder, with guesses and without, transformers' generate samples from the same weights in bfloat16,
+in turns. Each writes its own programs, so what compares is "useful_tokens_s", the tokens up to each end over the wall
+clock.
 
     OMP_NUM_THREADS=1 python -m benchmarks.drafts --csv drafts.csv
     python -m benchmarks.drafts --policy results/study/etpo/kidney-stone/seed2 --csv drafts_policy.csv
@@ -39,6 +40,7 @@ from etpo_core.drafts import Drafts
 from etpo_core.errors import UserError, one_line_errors
 from etpo_core.language_model import load_model
 from etpo_core.machine import choose
+from etpo_core.methods import build_method
 from etpo_core.prompts import Prompt, reflection_prompt, task_prompt
 from etpo_core.settings import load_settings
 from etpo_core.tasks import load_task
@@ -131,15 +133,19 @@ def states(folder: Path, task, count: int) -> list[Prompt]:
     return first + [reflection_prompt(**shape, body=s["code"], error=s["error"]) for s in failed]
 
 
-def trained(folder: Path, rounds: int, count: int = 16) -> Iterator[dict]:
-    """Rollouts of a trained policy by our decoder, with guesses and without, and by transformers' generate."""
-    weights = folder / "checkpoint" / "policy"
-    if not (weights / "adapter_config.json").exists():
-        raise UserError(f"{weights} is not there; its run has to be made on this machine first")
+def of_run(folder: Path, rounds: int, count: int = 16) -> Iterator[dict]:
+    """Rollouts of a run's last policy by our decoder, with guesses and without, and by transformers' generate."""
+    if not (folder / "run_card.json").exists():
+        raise UserError(f"{folder}: expected the folder of a finished run, with its run_card.json")
     card = json.loads((folder / "run_card.json").read_text())
-    settings, task = load_settings(card["scale"], card["method"]), load_task(card["task"])
+    settings = load_settings(card["scale"], card["method"])
+    trains = build_method(card["method"], settings.methods[card["method"]]).trains
+    weights = folder / "checkpoint" / "policy"
+    if trains and not (weights / "adapter_config.json").exists():
+        raise UserError(f"{weights} is not there; its run has to be made on this machine first")
+    task = load_task(card["task"])
     model, tokenizer, model_card = load_model(settings.model, torch.float32, torch.device("cpu"))
-    merged = PeftModel.from_pretrained(model, weights).merge_and_unload()
+    merged = PeftModel.from_pretrained(model, weights).merge_and_unload() if trains else model
     limit, end = settings.training.max_new_tokens, model_card["eos_token_id"]
     theirs = copy.deepcopy(merged).to(torch.bfloat16)
     agent = Agent(merged, tokenizer, model_card, rank=None, alpha=1, seed=0, precision="bfloat16")
@@ -172,7 +178,7 @@ def trained(folder: Path, rounds: int, count: int = 16) -> Iterator[dict]:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints and saves; returns the rows of the replay, or those of a trained policy."""
+    """Measures, prints and saves; returns the rows of the replay, or those of a policy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", default="study", help="whose committed programs, settings and model")
     parser.add_argument("--rounds", type=int, default=8, help="batches that are timed; 0 for the replay alone")
@@ -181,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     chosen = parser.parse_args(arguments)
     with one_line_errors():
         if chosen.policy:
-            rows = list(trained(chosen.policy, chosen.rounds))
+            if chosen.rounds < 1:
+                raise UserError(f"--rounds: got {chosen.rounds}, expected at least 1 with --policy")
+            rows = list(of_run(chosen.policy, chosen.rounds))
             show(rows)
             rate = {
                 run: statistics.median(row["useful_tokens_s"] for row in rows if row["run"] == run)

@@ -66,9 +66,16 @@ def test_a_trained_policy_is_timed_behind_what_failed_in_its_run(tmp_path, toy_t
     prompts = drafts.states(tmp_path, toy_task, 8)
     assert len(prompts) == 8 and len(set(prompts[:6])) == 1
     assert "model = C()" in prompts[6].prefix and "model = D()" in prompts[7].prefix
-    with pytest.raises(SystemExit):
-        drafts.main(["--policy", str(tmp_path)])
-    assert "its run has to be made on this machine first" in capsys.readouterr().err
+
+    def refused(*arguments):
+        with pytest.raises(SystemExit):
+            drafts.main(["--policy", str(tmp_path), *arguments])
+        return capsys.readouterr().err
+
+    assert "expected the folder of a finished run" in refused()
+    assert "--rounds: got 0, expected at least 1" in refused("--rounds", "0")
+    (tmp_path / "run_card.json").write_text(json.dumps({"scale": "study", "method": "etpo", "task": "toy"}))
+    assert "its run has to be made on this machine first" in refused()
 
 
 def test_a_wrong_guess_costs_what_was_fed_in_vain():
