@@ -7,7 +7,15 @@ from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.losses import q_dueling
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import adamw, micro_batches, optimiser_step, pack, set_rates, token_log_prob
+from etpo_core.methods.common import (
+    adamw,
+    micro_batches,
+    next_token_kl,
+    optimiser_step,
+    pack,
+    set_rates,
+    token_log_prob,
+)
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
@@ -415,6 +423,26 @@ def test_the_first_batch_is_learnt_from_by_whole_returns_and_later_ones_by_lambd
     assert [lam for lam, _ in seen] == [1.0, 1.0, 0.5, 1.0]
     assert sorted(seen[0][1].tolist()) == [-1.0, 0.75, 0.75, 0.75]
     assert seen[2][1].min() > -1.0 - 1e-6 and len(set(seen[2][1].tolist())) > 2, "V has a say inside the action"
+
+
+@pytest.mark.parametrize("changes", [{}, {"policy_lr": 0.02}, {"epochs": 2}], ids=["exact", "descent", "two passes"])
+def test_an_update_goes_as_far_as_it_is_trusted(make_agent, settings, changes):
+    def moved(trust):
+        agent = make_agent()
+        method = started("etpo", settings, agent, critic_lr=0.02, trust=trust, **changes)
+        rewards = (-1.0, 0.2, 1.0, 0.0)
+        batch = [replace(t, reward=r) for t, r in zip(draw(agent, 4, set(), 0, length=3), rewards, strict=True)]
+        packed = pack(agent, batch)
+        for _ in range(3):
+            before = agent.hidden("policy", packed)
+            method.update(batch)
+            kl = packed.each(next_token_kl(agent, before, agent.hidden("policy", packed)))
+            yield float(kl.sum()) / len(batch)
+
+    free, near, far = (list(moved(trust)) for trust in (None, 0.01, 1e9))
+    assert min(free[1:]) > 0.02, "long enough to be shortened; a policy that descends stays where it is at first"
+    assert far == free
+    assert max(near) <= 0.01 and min(near[1:]) > 0.005
 
 
 @pytest.mark.parametrize("name", ["etpo_memory", "ppo_kl_memory"])

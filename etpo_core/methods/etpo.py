@@ -76,6 +76,8 @@ class ETPO:
         value_ridge: what keeps V from learning few batches by heart, see `LeastSquaresValue` (dueling only).
         epochs: passes over a batch. A policy that is exact stands still until the last, so the targets do too; one that
             descends is after the first no longer the policy that acted, which the targets of later passes correct for.
+        trust: how far an update may take the policy, as KL[before || after] of an action, in nats; a longer step is
+            shortened. None: any distance, as in the paper.
         reflect: whether failed tries come back with their error.
     """
 
@@ -96,6 +98,7 @@ class ETPO:
         value_ridge: float,
         epochs: int,
         reflect: bool,
+        trust: float | None = None,
     ):
         if reading not in READINGS:
             raise unknown("reading of Q", reading, READINGS)
@@ -106,7 +109,7 @@ class ETPO:
         if not self.exact and not isinstance(policy_lr, int | float):
             raise UserError(f"policy_lr: got {policy_lr!r}, expected a learning rate or exact")
         self.advantage_prior, self.epochs, self.reflect = advantage_prior, epochs, reflect
-        self.policy_lr, self.critic_lr = policy_lr, critic_lr
+        self.policy_lr, self.critic_lr, self.trust = policy_lr, critic_lr, trust
         self.value = LeastSquaresValue(value_decay, value_ridge)
 
     def start(self, agent: Agent, training: Settings) -> None:
@@ -124,6 +127,7 @@ class ETPO:
         """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
         total = sum(len(t.action) for t in transitions)
         groups = list(micro_batches(distributed.own(transitions), self.tokens_at_once))
+        before = self._where() if self.trust is not None else []
         losses, held = {"policy_loss": 0.0, "critic_loss": 0.0}, []
         drawn: list[Drawn] = []
         for epoch in range(self.epochs):
@@ -139,6 +143,8 @@ class ETPO:
                 losses[name] += of_pass[name] / self.epochs
             if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
                 kl, held = of_pass["kl"], advantages
+        if self.trust is not None:
+            self._shorten(before, groups, len(transitions))
         if self.exact:
             self.agent.track(("critic", "policy"), 0.0)
         if self.reading.has_value:
@@ -221,6 +227,44 @@ class ETPO:
         ((terms.policy_loss + error + self.advantage_prior * terms.prior).sum() / total).backward()
         sums["policy_loss"] += float(terms.policy_loss.detach().sum())
         sums["critic_loss"] += float(error.detach().sum())
+
+    # How far the policy goes -----------------------------------------------------------------------------------
+
+    @property
+    def _leads(self) -> str:
+        """The role whose weights are what the policy becomes by an update."""
+        return "critic" if self.exact else "policy"
+
+    def _where(self) -> list[Tensor]:
+        """Those weights, copied."""
+        return [p.detach().clone() for p in self.agent.parameters(self._leads)]
+
+    @torch.no_grad()
+    def _shorten(self, before: list[Tensor], groups: list[list[Transition]], actions: int) -> None:
+        """Takes the update's step back towards `before` until the policy has moved by `trust` at most.
+
+        """
+        agent, after = self.agent, self._where()
+        batches = [pack(agent, group) for group in groups]
+
+        def go(share: float) -> None:
+            for p, start, end in zip(agent.parameters(self._leads), before, after, strict=True):
+                p.copy_(torch.lerp(start, end, share))
+
+        go(0.0)
+        acted = [agent.hidden(self._leads, batch) for batch in batches]
+        share = 1.0
+        while True:
+            go(share)
+            moved = 0.0
+            for batch, old in zip(batches, acted, strict=True):
+                new = agent.hidden(self._leads, batch)
+                moved += float(batch.each(next_token_kl(agent, old, new)).sum())
+            moved = distributed.total({"moved": moved})["moved"] / actions
+            if moved <= self.trust:
+                return
+            # KL grows with the square of a short step; a little less than that asks for, so that it ends.
+            share *= min(0.9, 0.98 * (self.trust / moved) ** 0.5)
 
     # Targets ---------------------------------------------------------------------------------------------------
 
