@@ -127,6 +127,7 @@ class ETPO:
         """`epochs` passes over a batch: in each, all gradients are taken at the same parameters, then both step."""
         total = sum(len(t.action) for t in transitions)
         groups = list(micro_batches(distributed.own(transitions), self.tokens_at_once))
+        batches = [pack(self.agent, group) for group in groups]
         before = self._where() if self.trust is not None else []
         losses, held = {"policy_loss": 0.0, "critic_loss": 0.0}, []
         drawn: list[Drawn] = []
@@ -134,7 +135,7 @@ class ETPO:
             if self.exact and epoch > 0:
                 of_pass = self._critic_pass(drawn, total)
             else:
-                of_pass, advantages = self._pass(groups, drawn, total)
+                of_pass, advantages = self._pass(groups, batches, drawn, total)
             if not self.exact:
                 optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
@@ -144,7 +145,7 @@ class ETPO:
             if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
                 kl, held = of_pass["kl"], advantages
         if self.trust is not None:
-            self._shorten(before, groups, len(transitions))
+            self._shorten(before, batches, len(transitions))
         if self.exact:
             self.agent.track(("critic", "policy"), 0.0)
         if self.reading.has_value:
@@ -159,11 +160,11 @@ class ETPO:
         return Learnt(logged, credit_of(transitions, groups, held))
 
     def _pass(
-        self, groups: list[list[Transition]], drawn: list[Drawn], total: int
+        self, groups: list[list[Transition]], batches: list[Sequences], drawn: list[Drawn], total: int
     ) -> tuple[dict[str, float], list[Sequence[Tensor]]]:
         """Adds up the gradients of both losses, each divided by `total` tokens.
 
-        `drawn` is empty in the first pass, which fills it if there is to be another.
+        `batches` are the groups packed. `drawn` is empty in the first pass, which fills it if there is to be another.
 
         Returns:
             Sums of what is logged, and the advantages of each group's actions.
@@ -175,8 +176,8 @@ class ETPO:
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
         acted = {t.prompt for group in groups for t in group}
         self._next_soft_value([t for group in groups for t in group if t.next_prompt not in acted], soft_value)
-        for number, group in enumerate(groups):
-            batch, next_soft_value = pack(agent, group), self._next_soft_value(group, soft_value)
+        for number, (group, batch) in enumerate(zip(groups, batches, strict=True)):
+            next_soft_value = self._next_soft_value(group, soft_value)
             reference = agent.hidden("reference", batch)
             critic = agent.hidden("critic", batch, grad=True)
             # An exact policy has the critic's weights until the critic has moved.
@@ -240,12 +241,13 @@ class ETPO:
         return [p.detach().clone() for p in self.agent.parameters(self._leads)]
 
     @torch.no_grad()
-    def _shorten(self, before: list[Tensor], groups: list[list[Transition]], actions: int) -> None:
+    def _shorten(self, before: list[Tensor], batches: list[Sequences], actions: int) -> None:
         """Takes the update's step back towards `before` until the policy has moved by `trust` at most.
 
+        The divergence is that of the batch's `actions` actions, in the states they were drawn in: the mean over them of
+        Σ_j KL[π_before || π_after](s_j), j their tokens.
         """
         agent, after = self.agent, self._where()
-        batches = [pack(agent, group) for group in groups]
 
         def go(share: float) -> None:
             for p, start, end in zip(agent.parameters(self._leads), before, after, strict=True):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..agent import Agent
+from ..agent import Agent, Sequences
 from ..rollout import Transition
 from ..settings import Settings
 from .common import Learnt, pack
@@ -35,10 +35,10 @@ class RememberingETPO(ETPO):
         return super().update(transitions)
 
     def _pass(
-        self, groups: list[list[Transition]], drawn: list[Drawn], total: int
+        self, groups: list[list[Transition]], batches: list[Sequences], drawn: list[Drawn], total: int
     ) -> tuple[dict[str, float], list[Sequence[Tensor]]]:
         """See `ETPO._pass`."""
-        done = super()._pass(groups, drawn, total)
+        done = super()._pass(groups, batches, drawn, total)
         self._remember(total)
         return done
 
