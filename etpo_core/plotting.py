@@ -40,8 +40,8 @@ LABELS = {
     "poad": "POAD",
     "released": "Released code",
     "etpo": "ETPO",
-    "etpo_trust": "ETPO with trust region",
     "etpo_memory": "ETPO with memory",
+    "etpo_center_memory": "ETPO centred, with memory",
     "etpo_no_reflection": "ETPO without reflection",
     "etpo_action_level": "ETPO without token-level backup",
 }
@@ -55,8 +55,8 @@ _COLOURS = {
     "poad": "#56B4E9",
     "released": "#CC79A7",
     "etpo": "#D55E00",
-    "etpo_trust": "#B40068",
     "etpo_memory": "#8C2D04",
+    "etpo_center_memory": "#B40068",
     "etpo_no_reflection": "#E69F00",
     "etpo_action_level": "#009E73",
 }
@@ -70,8 +70,8 @@ _LINES: dict[str, Any] = {
     "poad": (0, (2, 1)),
     "released": (0, (1, 1)),
     "etpo": "-",
-    "etpo_trust": (0, (9, 1.5)),
     "etpo_memory": (0, (6, 1, 1, 1)),
+    "etpo_center_memory": (0, (9, 1.5)),
     "etpo_no_reflection": (0, (3, 1, 1, 1, 1, 1)),
     "etpo_action_level": (0, (7, 2)),
 }

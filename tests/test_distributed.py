@@ -34,7 +34,12 @@ from etpo_core.training import Run, fingerprint, run_parameters, train
 # for one process and 2 for the other; 9 leave one, which the processes cannot share.
 RUNS = {name: (name, 13) for name in ("etpo", "etpo_action_level", "etpo_memory", "released", "ppo_kl")}
 RUNS |= {name: (name, 13) for name in ("ppo_kl_memory", "poad", "ntpo")}
-RUNS |= {"trust": ("etpo_trust", 13), "reflection": ("reflection", 13), "few": ("ppo_kl", 9), "top_k": ("etpo", 13)}
+RUNS |= {
+    "center": ("etpo_center_memory", 13),
+    "reflection": ("reflection", 13),
+    "few": ("ppo_kl", 9),
+    "top_k": ("etpo", 13),
+}
 
 
 def start(name, folder, stop_after=None):
@@ -45,8 +50,6 @@ def start(name, folder, stop_after=None):
     training |= {"top_k": 20} if name == "top_k" else {}
     settings.training = Settings(**{**vars(settings.training), **training, "micro_batch_tokens": 400})
     method = build_method(method_name, settings.methods[method_name])
-    if name == "trust":
-        method.trust = 1e-3  # so short that every step is shortened
     model, tokenizer, card, task = torch.load(folder / "model.pt", weights_only=False)
     agent = Agent(model, tokenizer, card, rank=4 if method.trains else None, alpha=8, seed=0, precision="float32")
     if method.trains:

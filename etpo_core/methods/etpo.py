@@ -76,8 +76,8 @@ class ETPO:
         value_ridge: what keeps V from learning few batches by heart, see `LeastSquaresValue` (dueling only).
         epochs: passes over a batch. A policy that is exact stands still until the last, so the targets do too; one that
             descends is after the first no longer the policy that acted, which the targets of later passes correct for.
-        trust: how far an update may take the policy, as KL[before || after] of an action, in nats; a longer step is
-            shortened. None: any distance, as in the paper.
+        center: whether V is first moved by its mean error on the batch, so that what a batch pushes up and what it
+            pushes down balance. Without it, a V that lags pushes every token drawn up, or down, alike.
         reflect: whether failed tries come back with their error.
     """
 
@@ -98,7 +98,7 @@ class ETPO:
         value_ridge: float,
         epochs: int,
         reflect: bool,
-        trust: float | None = None,
+        center: bool = False,
     ):
         if reading not in READINGS:
             raise unknown("reading of Q", reading, READINGS)
@@ -106,10 +106,12 @@ class ETPO:
         self.reading, self.exact = READINGS[reading], policy_lr == "exact"
         if self.exact and not self.reading.critic_is_target:
             raise UserError(f"policy_lr: exact has no weights to take with reading {reading}, expected a learning rate")
+        if center and not self.reading.has_value:
+            raise UserError(f"center: true has no V to move with reading {reading}, expected false")
         if not self.exact and not isinstance(policy_lr, int | float):
             raise UserError(f"policy_lr: got {policy_lr!r}, expected a learning rate or exact")
         self.advantage_prior, self.epochs, self.reflect = advantage_prior, epochs, reflect
-        self.policy_lr, self.critic_lr, self.trust = policy_lr, critic_lr, trust
+        self.policy_lr, self.critic_lr, self.center = policy_lr, critic_lr, center
         self.value = LeastSquaresValue(value_decay, value_ridge)
 
     def start(self, agent: Agent, training: Settings) -> None:
@@ -128,7 +130,6 @@ class ETPO:
         total = sum(len(t.action) for t in transitions)
         groups = list(micro_batches(distributed.own(transitions), self.tokens_at_once))
         batches = [pack(self.agent, group) for group in groups]
-        before = self._where() if self.trust is not None else []
         losses, held = {"policy_loss": 0.0, "critic_loss": 0.0}, []
         drawn: list[Drawn] = []
         for epoch in range(self.epochs):
@@ -144,8 +145,6 @@ class ETPO:
                 losses[name] += of_pass[name] / self.epochs
             if epoch == 0:  # of the policy that acted, and of the critic that had not seen the batch
                 kl, held = of_pass["kl"], advantages
-        if self.trust is not None:
-            self._shorten(before, batches, len(transitions))
         if self.exact:
             self.agent.track(("critic", "policy"), 0.0)
         if self.reading.has_value:
@@ -176,6 +175,7 @@ class ETPO:
         # States in which nobody acted yet are evaluated together; the others get their value with their action.
         acted = {t.prompt for group in groups for t in group}
         self._next_soft_value([t for group in groups for t in group if t.next_prompt not in acted], soft_value)
+        error = self._mean_error(groups, batches, total, dict(soft_value)) if self.center else 0.0
         for number, (group, batch) in enumerate(zip(groups, batches, strict=True)):
             next_soft_value = self._next_soft_value(group, soft_value)
             reference = agent.hidden("reference", batch)
@@ -204,6 +204,7 @@ class ETPO:
             targets = self._targets(*evaluated, lam=self.lam if knows else 1.0)
             if first and self.reading.has_value:
                 self.value.observe(batch.each(agent.features(reference)), self._targets(*evaluated, lam=1.0))
+            value = value + error
             if first and self.epochs > 1:
                 drawn.append(Drawn(batch, policy.detach(), reference, value, targets))
             self._descend(terms, value, targets, total, sums)
@@ -229,45 +230,6 @@ class ETPO:
         sums["policy_loss"] += float(terms.policy_loss.detach().sum())
         sums["critic_loss"] += float(error.detach().sum())
 
-    # How far the policy goes -----------------------------------------------------------------------------------
-
-    @property
-    def _leads(self) -> str:
-        """The role whose weights are what the policy becomes by an update."""
-        return "critic" if self.exact else "policy"
-
-    def _where(self) -> list[Tensor]:
-        """Those weights, copied."""
-        return [p.detach().clone() for p in self.agent.parameters(self._leads)]
-
-    @torch.no_grad()
-    def _shorten(self, before: list[Tensor], batches: list[Sequences], actions: int) -> None:
-        """Takes the update's step back towards `before` until the policy has moved by `trust` at most.
-
-        The divergence is that of the batch's `actions` actions, in the states they were drawn in: the mean over them of
-        Σ_j KL[π_before || π_after](s_j), j their tokens.
-        """
-        agent, after = self.agent, self._where()
-
-        def go(share: float) -> None:
-            for p, start, end in zip(agent.parameters(self._leads), before, after, strict=True):
-                p.copy_(torch.lerp(start, end, share))
-
-        go(0.0)
-        acted = [agent.hidden(self._leads, batch) for batch in batches]
-        share = 1.0
-        while True:
-            go(share)
-            moved = 0.0
-            for batch, old in zip(batches, acted, strict=True):
-                new = agent.hidden(self._leads, batch)
-                moved += float(batch.each(next_token_kl(agent, old, new)).sum())
-            moved = distributed.total({"moved": moved})["moved"] / actions
-            if moved <= self.trust:
-                return
-            # KL grows with the square of a short step; a little less than that asks for, so that it ends.
-            share *= min(0.9, 0.98 * (self.trust / moved) ** 0.5)
-
     # Targets ---------------------------------------------------------------------------------------------------
 
     def _value(self, reference: Tensor) -> Tensor:
@@ -275,6 +237,34 @@ class ETPO:
         if self.reading.has_value:
             return self.value(self.agent.features(reference))
         return reference.new_zeros(len(reference))
+
+    @torch.no_grad()
+    def _mean_error(
+        self,
+        groups: list[list[Transition]],
+        batches: list[Sequences],
+        total: int,
+        soft_value: dict[tuple[int, ...], float],
+    ) -> float:
+        """How much more the batch's tokens earned, by whole returns, than V says, on average over all `total` of them.
+
+        `soft_value` is that of next states in which nobody acted.
+        """
+        agent, found = self.agent, []
+        for group, batch in zip(groups, batches, strict=True):
+            reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
+            target = None if self.reading.has_value else agent.hidden("target_critic", batch)
+            expected = self.reading.expected(agent, policy, reference, target, self.beta)
+            values = batch.each(self._value(reference) + expected)
+            kl = batch.each(next_token_kl(agent, policy, reference))
+            states = self._state_values(batch, values, kl).tolist()
+            soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
+            found.append((values, kl))
+        error = 0.0
+        for group, batch, (values, kl) in zip(groups, batches, found, strict=True):
+            following = self._next_soft_value(group, soft_value)
+            error += float((self._targets(batch, group, values, kl, following, {}, lam=1.0) - values).sum())
+        return distributed.total({"error": error})["error"] / total
 
     def _critic_loss(self, q_taken: Tensor, targets: Tensor) -> Tensor:
         """The critic's loss [N] for Q of the tokens taken."""
