@@ -135,7 +135,7 @@ def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path):
     best = sum(run["reward"].max() for run in runs) / 2
     assert rows.loc["etpo", "last_level"] == pytest.approx(sum(levels) / 2, abs=1e-6)
     assert rows.loc["etpo", "gap"] == pytest.approx(best - sum(levels) / 2, abs=1e-6)
-    assert rows["difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
+    assert rows["etpo_memory_difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
 
 
 def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path):

@@ -1,8 +1,0 @@
-import numpy as np
-
-
-def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    from sklearn.neighbors import NearestCentroid
-    from sklearn.tree import DecisionTreeClassifier
-    model = NearestCentroid().fit(x_train, y_train)
-    return model
