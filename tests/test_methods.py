@@ -7,14 +7,7 @@ from etpo_core.agent import Sequences
 from etpo_core.errors import UserError
 from etpo_core.losses import q_dueling
 from etpo_core.methods import METHODS, build_method
-from etpo_core.methods.common import (
-    adamw,
-    micro_batches,
-    optimiser_step,
-    pack,
-    set_rates,
-    token_log_prob,
-)
+from etpo_core.methods.common import adamw, micro_batches, optimiser_step, pack, set_rates, token_log_prob
 from etpo_core.rollout import Transition
 from etpo_core.settings import Settings, load_settings
 
