@@ -473,7 +473,7 @@ def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_
         for p in agent.parameters("critic"):
             p.grad = None
         before = token_log_prob(agent, batch, agent.hidden("critic", batch))
-        method._remember(total=2)
+        method._learn_besides(total=2)
         with torch.no_grad():
             for p in agent.parameters("critic"):
                 p.sub_(0.1 * p.grad)
@@ -482,6 +482,24 @@ def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_
 
     assert (lifted(-5.0) == 0).all()
     assert (lifted(5.0) > 0).all()
+
+
+@pytest.mark.parametrize("policy_lr", ["exact", 0.01])
+def test_etpo_learns_from_what_it_remembers_in_every_pass(make_agent, settings, policy_lr):
+    best = Transition(PROMPT, (6, 7), (0.0,) * 2, 0.9, True, None)
+    lesser = Transition(PROMPT, (4, 5), (0.0,) * 2, -0.2, True, None)
+
+    def q_of_best(name, epochs):
+        agent = make_agent()
+        method = started(name, settings, agent, policy_lr=policy_lr, epochs=epochs)
+        method.update([best, lesser])  # a memory is learnt from once V knows something
+        method.update([lesser, lesser])
+        return float(token_log_prob(agent, packed, agent.hidden("critic", packed)).sum())
+
+    packed = pack_on_cpu([best])
+    once, twice = (q_of_best("etpo_memory", n) - q_of_best("etpo", n) for n in (1, 2))
+    assert once > 0.01
+    assert twice > 1.6 * once, "the second pass learns from it too"
 
 
 def test_ppo_learns_from_what_it_remembers_where_that_is_better_and_tells_only_of_the_batch(make_agent, settings):

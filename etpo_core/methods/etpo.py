@@ -137,6 +137,7 @@ class ETPO:
                 of_pass = self._critic_pass(drawn, total)
             else:
                 of_pass, advantages = self._pass(groups, batches, drawn, total)
+            self._learn_besides(total)
             if not self.exact:
                 optimiser_step(self.policy_optimiser, self.grad_norm)
             optimiser_step(self.critic_optimiser, self.grad_norm)
@@ -229,6 +230,9 @@ class ETPO:
         ((terms.policy_loss + error + self.advantage_prior * terms.prior).sum() / total).backward()
         sums["policy_loss"] += float(terms.policy_loss.detach().sum())
         sums["critic_loss"] += float(error.detach().sum())
+
+    def _learn_besides(self, total: int) -> None:
+        """Adds, in each pass, what a variant learns from besides the batch; nothing here. Losses by `total` tokens."""
 
     # Targets ---------------------------------------------------------------------------------------------------
 

@@ -7,17 +7,14 @@ wrote it, so a critic can learn from one that the policy would hardly draw any m
 certain of a lesser program needs to leave it: tokens that are no longer drawn are otherwise never regressed.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from .. import distributed
-from ..agent import Agent, Sequences
+from ..agent import Agent
 from ..rollout import Transition
 from ..settings import Settings
 from .common import Learnt, pack
-from .etpo import ETPO, Drawn
+from .etpo import ETPO
 from .memory import Memory
 
 
@@ -34,22 +31,8 @@ class RememberingETPO(ETPO):
         self.remembered = self.memory.keep(transitions)
         return super().update(transitions)
 
-    def _pass(
-        self, groups: list[list[Transition]], batches: list[Sequences], drawn: list[Drawn], total: int
-    ) -> tuple[dict[str, float], list[Sequence[Tensor]]]:
-        """See `ETPO._pass`."""
-        done = super()._pass(groups, batches, drawn, total)
-        self._remember(total)
-        return done
-
-    def _critic_pass(self, drawn: list[Drawn], total: int) -> dict[str, float]:
-        """See `ETPO._critic_pass`."""
-        done = super()._critic_pass(drawn, total)
-        self._remember(total)
-        return done
-
-    def _remember(self, total: int) -> None:
-        """Adds the gradient of the critic's loss at the best action, divided by `total` tokens."""
+    def _learn_besides(self, total: int) -> None:
+        """Adds the gradient of the critic's loss at the best action. See `ETPO._learn_besides`."""
         # While V knows nothing, every program that ran is pushed up anyway. One process is enough: gradients add up.
         knows = self.value.fitted or not self.reading.has_value
         if not self.remembered or not knows or distributed.rank() > 0:
