@@ -96,7 +96,7 @@ class Spent:
 
 
 @dataclass
-class Meter:
+class PhaseMeter:
     """Seconds and memory by phase. Phases may lie in one another; a peak counts for all that are open."""
 
     device: str
@@ -155,7 +155,7 @@ class Bench:
     """
 
     def __init__(self, shape: dict, sizes: Sizes, device: str):
-        self.sizes, self.device, self.meter, self.rows = sizes, device, Meter(device), []
+        self.sizes, self.device, self.meter, self.rows = sizes, device, PhaseMeter(device), []
         settings = load_settings("paper")
         self.training = settings.training
         self.training.micro_batch_tokens = PROMPT + sizes.together * (sizes.length + 1)

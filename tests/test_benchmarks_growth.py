@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_reported_and_the_rest_is_measured(monkeypatch):
 def test_the_peak_of_a_phase_counts_for_all_that_are_open(monkeypatch):
     peaks = iter([1.0, 2.0, 7.0, 3.0])
     monkeypatch.setattr(codellama, "resident_mib", lambda field: next(peaks) * 1024 if field == "VmHWM" else 512.0)
-    meter = codellama.Meter("cpu")
+    meter = codellama.PhaseMeter("cpu")
     with meter.phase("whole"):  # the peak before it, 1, is nobody's
         with meter.phase("part"):
             pass
