@@ -248,7 +248,7 @@ def test_unknown_names_are_one_clear_line(settings):
     with pytest.raises(UserError, match="unknown method 'sac'; choose one of: etpo"):
         build_method("sac", Settings())
     wrong = Settings(**vars(settings.methods.etpo), betta=1.0)
-    with pytest.raises(UserError, match="unknown parameter of method etpo 'betta'.*beta"):
+    with pytest.raises(UserError, match="unknown parameter of method etpo 'betta'.*: advantage_prior, beta, center"):
         build_method("etpo", wrong)
 
 
@@ -457,8 +457,24 @@ def test_a_memory_holds_the_best_action_that_ended_its_episode(make_agent, setti
     method.update([lesser, first, equal, going_on])
     assert method.memory.best == first
     # Later it is learnt from in the state that most of a batch was written in.
-    again = method.memory.keep([replace(lesser, prompt=FAILED), replace(lesser, prompt=FAILED), lesser])
-    assert again == [replace(first, prompt=FAILED)] and method.memory.best == first
+    later = [lesser, replace(lesser, prompt=FAILED), replace(lesser, prompt=FAILED)]
+    assert method.memory.keep(later) == [replace(first, prompt=FAILED)] and method.memory.best == first
+
+
+def test_a_memory_can_be_learnt_from_once_in_each_state_of_a_batch(make_agent, settings):
+    best = Transition(PROMPT, (6, 7), (0.0,) * 2, 0.9, True, None)
+    failed = Transition(FAILED, (4, 7), (0.0,) * 2, -0.2, True, None)
+    packed = pack_on_cpu([replace(best, prompt=FAILED)])
+
+    def q_of_best(**arguments):
+        agent = make_agent()
+        method = started("etpo_memory", settings, agent, **arguments)
+        method.update([best, best, failed])
+        assert len(method.memory.keep([best, best, failed])) == 1 + method.everywhere
+        method.update([failed, best, best])
+        return float(token_log_prob(agent, packed, agent.hidden("critic", packed)).sum())
+
+    assert q_of_best(everywhere=True) > q_of_best() + 0.01
 
 
 def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_agent, settings):
@@ -466,10 +482,11 @@ def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_
     method = started("etpo_memory", settings, agent)
     best = Transition(FAILED, (6, 7), (0.0,) * 2, 0.9, True, None)
     method.update([best, Transition(PROMPT, (4, 5), (0.0,) * 2, -0.2, True, None)])
-    batch = Sequences.pack([PROMPT], [best.action], "cpu")
+    batch = Sequences.pack([PROMPT, FAILED], [best.action] * 2, "cpu")
+    method.tokens_at_once = 1  # each state by itself
 
     def lifted(reward):
-        method.remembered = [replace(best, prompt=PROMPT, reward=reward)]
+        method.remembered = [replace(best, prompt=state, reward=reward) for state in (PROMPT, FAILED)]
         for p in agent.parameters("critic"):
             p.grad = None
         before = token_log_prob(agent, batch, agent.hidden("critic", batch))

@@ -86,8 +86,8 @@ def build_method(name: str, settings: Settings) -> Method:
     try:
         return METHODS[kind](**values)
     except TypeError as error:
-        known = METHODS[kind].__init__.__annotations__
+        known = {key for c in METHODS[kind].__mro__ for key in getattr(c.__init__, "__annotations__", {})}
         wrong = [key for key in values if key not in known]
         if not wrong:
             raise error
-        raise unknown(f"parameter of method {name}", wrong[0], [k for k in known if k != "return"]) from None
+        raise unknown(f"parameter of method {name}", wrong[0], sorted(known - {"return"})) from None
