@@ -2,8 +2,8 @@
 
 Beside each sample that a run keeps, a method that trains leaves the text of its tokens (`pieces`) and a number for each
 of them (`credit`): how much better than the policy's mean the method holds the token, in units of reward
-(`methods.Method.credit`). From these samples this module takes what the figures show: the first and the last fifth of
-training, a few actions chosen by a fixed rule, and one number for how concentrated the credit of an action is.
+(`methods.common.Learnt.credit`). From these samples this module takes what the figures show: the first and the last
+fifth of training, a few actions chosen by a fixed rule, and one number for how concentrated an action's credit is.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from . import distributed
+from .errors import UserError
 from .prompts import Prompt, program, reflection_prompt, task_prompt
 from .sandbox import Outcome, SandboxPool, Status
 from .tasks import Task
@@ -114,6 +115,11 @@ class TextEnvironments:
                 results.append((str(Status.SNIPPET_ERROR), None, message, "RuntimeError"))
             else:
                 o = next(remaining)
+                if o.status == Status.INFRASTRUCTURE_FAULT:  # says nothing about the program, so it earns nothing
+                    raise UserError(
+                        f"the sandbox failed: {o.error_text}; `python -m etpo_core.sandbox doctor` says what is wrong, "
+                        "the run goes on after its last update"
+                    )
                 score = o.score if o.status == Status.OK else None
                 results.append((str(o.status), score, o.error_text, o.error_type or ""))
         return results

@@ -28,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None and error.errno not in _DISK_ERRNOS:
+        if error.errno not in _DISK_ERRNOS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}: free the disk or make the folder writable", file=sys.stderr)
@@ -40,7 +40,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
 
 
-_DISK_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}
+# No room, no right, or a file where a folder should be. That a file is missing is nothing a disk can help.
+_DISK_ERRNOS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -13,12 +13,11 @@ the logits of the critic and z_ρ those of the reference, both equal at the star
     q_scaled      β z_ρ             ρ² / Z: sharper than ρ (with a     β E_ρ[z_ρ]
                                     uniform reference: ρ itself)
     q_residual    0                 ρ: training starts at the model    0
-    q_dueling     value, flat       ρ: training starts at the model    the value head's output
+    q_dueling     value, flat       ρ: training starts at the model    the value, which is fitted
 
 Only tokens that were drawn are regressed. In `q_residual` a reward of 0.8 that all of them share lifts
 them by 0.8 above the tokens that were never drawn, an advantage of 0.8/β nats (80 at β = 0.01) that
-nothing has earned. In `q_dueling` the shared part can go into the value: a step of gradient descent moves
-it there about 1/β times faster.
+nothing has earned. In `q_dueling` the shared part is the value's, which is fitted to it by itself.
 
 Results are float32, or float64 if an input is. Every function raises ValueError, naming the argument, its
 shape and what was expected, for a wrong shape or dtype, and for NaN.

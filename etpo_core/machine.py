@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from .errors import unknown
+
 _FAST_ENOUGH_TO_TRUST = 1e-5  # relative error of a float32 product; rounding to bfloat16 would give about 3e-3
 _PRECISION_MARGIN, _THREAD_MARGIN = 1.5, 4.0  # how much faster another setting must be to be taken
 
@@ -46,6 +48,8 @@ def choose(precision: str) -> Choice:
     Args:
         precision: the least exact one allowed: float32, or bfloat16, which is left for float32 where it is slower.
     """
+    if precision not in ("float32", "bfloat16"):
+        raise unknown("training.precision", precision, ("float32", "bfloat16"))
     fast = use_fast_matmul()
     all_threads = torch.get_num_threads()
     candidates = ["float32"] if precision == "float32" else ["float32", "bfloat16"]

@@ -42,11 +42,14 @@ def read_params() -> dict[str, Any]:
         UserError: when the file is missing or is no valid YAML.
     """
     try:
-        return yaml.safe_load(paths.PARAMS.read_text())
+        params = yaml.safe_load(paths.PARAMS.read_text())
     except FileNotFoundError:
         raise UserError(f"{paths.PARAMS} is missing; it holds every setting, restore it from git") from None
     except yaml.YAMLError as error:
         raise UserError(f"params.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(params, dict) or not {"scales", "methods", "training"} <= params.keys():
+        raise UserError("params.yaml lacks one of its sections scales, methods and training; restore it from git")
+    return params
 
 
 def load_settings(scale: str, method: str | None = None) -> Settings:
@@ -68,6 +71,9 @@ def load_settings(scale: str, method: str | None = None) -> Settings:
     if scale not in scales:
         raise unknown("scale", scale, scales)
     chosen = scales[scale]
+    for key in SCALE_LISTS:
+        if key not in chosen:
+            raise UserError(f"scales.{scale} of params.yaml has no {key}; a scale names its {', '.join(SCALE_LISTS)}")
     for section, overrides in chosen.items():
         if section in SCALE_LISTS:
             continue
@@ -91,13 +97,23 @@ def load_settings(scale: str, method: str | None = None) -> Settings:
 
 
 def _overlay(section: dict, overrides: dict, where: str) -> None:
+    if not isinstance(overrides, dict):
+        raise UserError(f"{where}: got {overrides!r}, expected settings, {{}} for none")
     for key, value in overrides.items():
         if key not in section:
             raise unknown(f"parameter in {where}", key, section)
         if isinstance(section[key], dict):
             _overlay(section[key], value, f"{where}.{key}")
         else:
+            if isinstance(section[key], int | float) and not isinstance(section[key], bool):
+                expect_number(value, f"{where}.{key}")
             section[key] = value
+
+
+def expect_number(value: Any, where: str) -> None:
+    """Raises `UserError` where a setting is no number, which 1e-3 is not to YAML."""
+    if not isinstance(value, int | float):
+        raise UserError(f"{where}: got {value!r}, expected a number (YAML reads 1e-3 as text, 1.0e-3 as a number)")
 
 
 def _sections(value: Any) -> Any:

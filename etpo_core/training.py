@@ -168,7 +168,7 @@ def train(
 
     Yields:
         The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all
-        files of the run but its card are complete.
+        files of the run but its card are complete; its checkpoint is left until that is written (`forget_state`).
     """
     training, environment = settings.training, settings.environment
     distributed.check_share(training.environments)
@@ -255,7 +255,16 @@ def train(
     (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
-    (run.folder / "checkpoint" / STATE).unlink(missing_ok=True)  # the run is complete, nothing resumes from it
+
+
+def has_state(run: Run) -> bool:
+    """Whether a run was stopped and may be gone on with."""
+    return (run.folder / "checkpoint" / STATE).exists()
+
+
+def forget_state(run: Run) -> None:
+    """Removes the checkpoint of a run that is complete, its card included: nothing resumes from it."""
+    (run.folder / "checkpoint" / STATE).unlink(missing_ok=True)
 
 
 def _step_row(number: int, update: int, step: Step, action: Action) -> dict:

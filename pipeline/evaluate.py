@@ -37,7 +37,8 @@ def run(scale: str) -> None:
     failed = settings.environment.failure_reward
 
     def content(task: str) -> str:
-        return json.dumps([load_task(task).sha256, sandbox.plain()], sort_keys=True)
+        decides = {key: value for key, value in sandbox.plain().items() if key != "workers"}
+        return json.dumps([load_task(task).sha256, decides], sort_keys=True)
 
     with ExitStack() as stack:
 

@@ -35,6 +35,8 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
     Raises:
         UserError: when a run fails; the others go on to their end before.
     """
+    if workers < 1:
+        raise UserError(f"--workers: got {workers}, expected at least 1")
     settings = load_settings(scale)
     if not settings.runs.keep_finished:
         raise UserError(f"scales.{scale}.runs.keep_finished is false: `dvc repro` would do each of these runs again")
@@ -58,10 +60,14 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run", desc=scale) as bar:
         futures = [pool.submit(do, run) for run in missing]
-        for future in as_completed(futures):
-            if not future.exception() and (run := future.result()):
-                bar.update()
-                bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: {_last(run)}")
+        try:
+            for future in as_completed(futures):
+                if not future.exception() and (run := future.result()):
+                    bar.update()
+                    bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: {_last(run)}")
+        except KeyboardInterrupt:  # the runs in progress are stopped by it too; no other is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         failures = [e for future in futures if (e := future.exception())]
     if failures:
         raise failures[0]

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from etpo_core import distributed
 from etpo_core.agent import Agent
-from etpo_core.errors import one_line_errors, unknown
+from etpo_core.errors import UserError, one_line_errors, unknown
 from etpo_core.language_model import load_model, read_card
 from etpo_core.machine import choose
 from etpo_core.methods import build_method
 from etpo_core.provenance import commit, device_name, versions, write_json
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tasks import TASKS, Task, load_task
-from etpo_core.training import Run, RunFiles, fingerprint, run_parameters, train
+from etpo_core.training import Run, RunFiles, fingerprint, forget_state, has_state, run_parameters, train
 from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"
@@ -65,6 +65,8 @@ def run_stage(run: Run, settings: Settings) -> None:
         agent = ChatAgent.from_environment(chat)
         if agent is None and not first:
             return
+        if agent is None and has_state(run):
+            raise UserError(f"{NO_KEY}; {run.folder} was begun with it: set it, and the run goes on")
         if agent is None:
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
@@ -106,6 +108,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         machine=chosen and chosen.plain(),
         seconds_since_last_start=round(time.time() - started, 1),
     )
+    forget_state(run)
 
 
 def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:

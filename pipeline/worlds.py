@@ -74,9 +74,13 @@ def run(scale: str) -> None:
                 rows.extend((job[0], purpose, job[1], job[2], u, done[job][u]) for u in range(0, w.updates + 1, every))
             return done
 
-        tuning = curves("tuning", [(v, w.tuning_seed, rate) for v in variants for rate in w.learning_rates])
-        best = {v: min(w.learning_rates, key=lambda r: at_the_end(tuning[v, w.tuning_seed, r])) for v in variants}
-        curves("reported", [(v, seed, best[v]) for v in variants for seed in w.seeds])
+        try:
+            tuning = curves("tuning", [(v, w.tuning_seed, rate) for v in variants for rate in w.learning_rates])
+            best = {v: min(w.learning_rates, key=lambda r: at_the_end(tuning[v, w.tuning_seed, r])) for v in variants}
+            curves("reported", [(v, seed, best[v]) for v in variants for seed in w.seeds])
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         bar.close()
     path = paths.EVALUATIONS / scale / "regret.csv"
     write_rows(path, COLUMNS, ((*row[:5], f"{row[5]:.6g}") for row in rows))

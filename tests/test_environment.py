@@ -3,7 +3,9 @@ from contextlib import contextmanager
 import pytest
 
 from etpo_core.environment import TextEnvironments
+from etpo_core.errors import UserError
 from etpo_core.prompts import program, reflection_prompt, task_prompt
+from etpo_core.sandbox import Outcome, Status
 
 
 class Scripted:
@@ -20,13 +22,13 @@ class Scripted:
             self.left += 1
 
     def score_many(self, sources, x, y, split_seeds, seed=0):
-        from etpo_core.sandbox import Outcome, Status
-
         self.sources += sources
         out = []
         for _ in sources:
             verdict = self.verdicts.pop(0)
-            if isinstance(verdict, str):
+            if isinstance(verdict, Outcome):
+                out.append(verdict)
+            elif isinstance(verdict, str):
                 out.append(Outcome(Status.SNIPPET_ERROR, error_type="ValueError", message=verdict, line=6))
             else:
                 out.append(Outcome(Status.OK, score=verdict, scores=(verdict,) * len(split_seeds)))
@@ -51,6 +53,12 @@ def test_failure_pays_minus_one_and_shows_code_and_error(toy_task):
     expected = reflection_prompt("Toy", 3, 20, "    model = 1\n", "ValueError: bad shape (line 6)")
     assert environments.prompts == [expected] and step.next_prompt == expected
     assert "bad shape" in expected.prefix and "    model = 1\n    return model" in expected.prefix
+
+
+def test_a_fault_of_the_sandbox_is_no_failure_of_the_program(toy_task):
+    environments = make(toy_task, [Outcome(Status.INFRASTRUCTURE_FAULT, message="no worker starts")])
+    with pytest.raises(UserError, match="the sandbox failed: .*no worker starts.*goes on after its last update"):
+        environments.step(["    model = 1\n"])
 
 
 def test_an_episode_is_cut_off_after_max_steps_and_can_still_be_bootstrapped(toy_task):

@@ -23,7 +23,10 @@ def test_what_a_user_can_mend_is_one_line(capsys, raised, status, line):
     assert shown.startswith(line) and shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("bug", [ValueError("bug"), OSError(errno.EPIPE, "Broken pipe")])
+MISSING = FileNotFoundError(errno.ENOENT, "No such file or directory", "steps.csv")
+
+
+@pytest.mark.parametrize("bug", [ValueError("bug"), OSError(errno.EPIPE, "Broken pipe"), MISSING])
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)), one_line_errors():
         raise bug

@@ -252,6 +252,20 @@ def test_unknown_names_are_one_clear_line(settings):
         build_method("etpo", wrong)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"critic_lr": "1e-3"}, "methods.etpo.critic_lr: got '1e-3', expected a number .YAML reads"),
+        ({"epochs": 0}, "methods.etpo.epochs: got 0, expected at least 1"),
+        ({"beta": None}, "methods.etpo of params.yaml lacks 'beta'"),
+    ],
+)
+def test_a_wrong_setting_of_a_method_is_one_clear_line(settings, changes, message):
+    section = {**vars(settings.methods.etpo), **changes}
+    with pytest.raises(UserError, match=message):
+        build_method("etpo", Settings(**{key: value for key, value in section.items() if value is not None}))
+
+
 def ppo_critic_loss(make_agent, settings, batch, beta, shift=0.0):
     """The critic's loss of a first update with V = 0.5 everywhere: the mean of (0.5 - return)^2."""
     agent = make_agent()

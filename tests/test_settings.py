@@ -82,9 +82,13 @@ def test_unknown_scale():
             lambda p: p["methods"]["etpo"].update(training={"lora_rnk": 4}),
             "unknown parameter in methods.etpo.training 'lora_rnk'",
         ),
+        (lambda p: p["scales"]["smoke"]["training"].update(env_steps="1e3"), "training.env_steps: got '1e3'"),
+        (lambda p: p["scales"]["smoke"].update(training=None), "scales.smoke.training: got None, expected settings"),
+        (lambda p: p["scales"]["smoke"].pop("seeds"), "scales.smoke of params.yaml has no seeds"),
+        (lambda p: p.pop("methods"), "params.yaml lacks one of its sections"),
     ],
 )
-def test_misspelt_names_are_errors(tmp_path, monkeypatch, change, message):
+def test_what_is_misspelt_or_missing_is_an_error(tmp_path, monkeypatch, change, message):
     params = read_params()
     change(params)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

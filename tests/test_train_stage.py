@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -54,6 +56,8 @@ def test_a_run_leaves_its_card_and_a_finished_one_is_kept(root):
     assert found["status"] == "finished" and found["executor"]["tier"] in "ABCD"
     assert found["data"]["stand_in"] and found["model"]["name"] == "tiny"
     assert {"python", "torch", "scikit-learn"} <= set(found["versions"])
+    checkpoint = root / "results" / "smoke" / "etpo" / "kidney-stone" / "seed0" / "checkpoint"
+    assert [path.name for path in checkpoint.iterdir()] == ["policy"]
     again = stage(root)
     assert again.returncode == 0 and "kept" in again.stdout
     assert card(root) == found
@@ -66,6 +70,13 @@ def test_without_a_key_the_chat_baseline_says_not_run(root):
     assert (found["status"], found["reason"]) == ("not run", "OPENAI_API_KEY is not set")
     folder = root / "results" / "smoke" / "reflection_gpt4" / "kidney-stone" / "seed0"
     assert (folder / "steps.csv").read_text().count("\n") == 1
+    # A run that was begun with a key is left as it is.
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "state.pt").touch()
+    (folder / "steps.csv").write_text("rows")
+    done = stage(root, method="reflection_gpt4")
+    assert done.returncode == 2 and "was begun with it: set it" in done.stderr
+    assert (folder / "steps.csv").read_text() == "rows"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +141,28 @@ def test_a_matrix_is_completed_several_runs_at_a_time(root, tmp_path):
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "variant/kidney-stone/seed0: error: unknown parameter of method variant 'chip'" in last
     assert "reflection" not in wrong.stderr
+
+
+def test_ctrl_c_begins_no_other_run_of_a_matrix(monkeypatch):
+    began = []
+
+    def do(command, **_):
+        began.append(command)
+        time.sleep(0.2)
+        if command is began[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return subprocess.CompletedProcess(command, 130, "", "stopped")
+
+    monkeypatch.setattr("pipeline.matrix.subprocess.run", do)
+    monkeypatch.setattr("pipeline.matrix.finished", lambda *_: False)
+    with pytest.raises(KeyboardInterrupt):
+        complete("study", workers=2, minutes=1)
+    assert len(began) <= 4
+
+
+def test_a_matrix_without_workers_is_refused():
+    with pytest.raises(UserError, match="--workers: got 0, expected at least 1"):
+        complete("study", workers=0, minutes=1)
 
 
 def test_a_matrix_whose_runs_would_not_be_kept_is_refused():

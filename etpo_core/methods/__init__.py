@@ -9,9 +9,9 @@ from typing import Protocol
 
 import torch
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..rollout import Transition
-from ..settings import Settings
+from ..settings import Settings, expect_number
 from .action_level import ActionLevelETPO
 from .common import Learnt
 from .etpo import ETPO
@@ -83,11 +83,18 @@ def build_method(name: str, settings: Settings) -> Method:
     values.pop("training", None)
     if kind not in METHODS:
         raise unknown("method", kind, METHODS)
+    known = {k: of for c in METHODS[kind].__mro__ for k, of in getattr(c.__init__, "__annotations__", {}).items()}
+    known.pop("return", None)
+    for key, value in values.items():
+        if key not in known:
+            raise unknown(f"parameter of method {name}", key, known)
+        if known[key] in (int, float):
+            expect_number(value, f"methods.{name}.{key}")
+    if values.get("epochs", 1) < 1:
+        raise UserError(f"methods.{name}.epochs: got {values['epochs']}, expected at least 1")
     try:
         return METHODS[kind](**values)
     except TypeError as error:
-        known = {key for c in METHODS[kind].__mro__ for key in getattr(c.__init__, "__annotations__", {})}
-        wrong = [key for key in values if key not in known]
-        if not wrong:
-            raise error
-        raise unknown(f"parameter of method {name}", wrong[0], sorted(known - {"return"})) from None
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise UserError(f"methods.{name} of params.yaml lacks {str(error).partition(': ')[2]}") from None

@@ -62,8 +62,8 @@ class PPOKL:
 
         Args:
             transitions: the batch.
-            remembered: actions that the policy's loss takes in as well, where they are better than the batch is on
-                average; nothing else does, V and what is told are of the batch.
+            remembered: actions that the policy's loss takes in as well, where they are better than the average. They
+                count in the mean and deviation that advantages are measured by; V and what is told are of the batch.
         """
         agent, learnt = self.agent, distributed.own([*transitions, *remembered])
         groups = list(micro_batches(learnt, self.tokens_at_once))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..agent import Agent, Sequences
+from ..errors import UserError
 from ..head import PolicyTerms, streamed
 from ..losses import critic_loss
 from ..rollout import Transition
@@ -150,7 +151,7 @@ class Released(ETPO):
             reflect=reflect,
         )
         if reading == "dueling":
-            raise ValueError("reading 'dueling' has no released form; expected raw, scaled or residual")
+            raise UserError("reading 'dueling' has no released form; expected raw, scaled or residual")
         self.reading = _ReleasedReading(reading, uniform_policy_loss, no_reference)
         self.huber_delta, self.late_kl, self.one_sided_huber = huber_delta, late_kl, one_sided_huber
         self.ignore_sampling, self.lion, self.half_weights = ignore_sampling, lion, half_weights
