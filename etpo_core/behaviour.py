@@ -12,7 +12,6 @@ import ast
 import hashlib
 import importlib
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +19,7 @@ import pandas as pd
 from sklearn.base import ClassifierMixin, TransformerMixin
 
 from etpo_core.prompts import program
+from etpo_core.results import LATE, period
 
 _PACKAGES = (
     "calibration", "cluster", "decomposition", "discriminant_analysis", "dummy", "ensemble", "feature_extraction",
@@ -137,7 +137,7 @@ def winning_construction(measured: pd.DataFrame) -> str | None:
     """
     if measured.empty:
         return None
-    late = measured[measured["ran"] & (measured["update"] >= last_fifth(measured["update"]))]
+    late = measured[measured["ran"] & (period(measured["update"]) == LATE)]
     if late.empty:
         late = measured[measured["ran"]]
     if late.empty:
@@ -158,12 +158,6 @@ def spread(measured: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     is_it = measured["construction"] == name
     return is_it.groupby(measured["update"]).mean().rename("share").reset_index()
-
-
-def last_fifth(updates: Iterable[int]) -> float:
-    """The first update that belongs to the last fifth of training, at least one; updates count from 0."""
-    last = max(updates, default=0)
-    return min(last, 0.8 * (last + 1))
 
 
 def _calls(statement: ast.stmt) -> list[str]:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from etpo_core.errors import UserError
 from etpo_core.plotting import counted, label, ordered
+from etpo_core.results import EARLY, LATE, period
 
-EARLY, LATE = "early", "late"
 _RUN = ["method", "task", "seed"]
 
 
@@ -27,7 +27,7 @@ def with_credit(samples: pd.DataFrame, scale: str) -> pd.DataFrame:
 
     Returns:
         The samples of the runs of which every sample has `pieces` and `credit`, with two columns more: when (see
-        `period`) and ran (whether the status is "ok").
+        `results.period`) and ran (whether the status is "ok").
 
     Raises:
         UserError: no run has them; says how to make them.
@@ -53,19 +53,6 @@ def left_out(samples: pd.DataFrame) -> list[str]:
         f"{label(method)}: {counted(runs[method], 'run')} left out, made by an older version that kept no credit."
         for method in ordered(runs.index)
     ]
-
-
-def period(updates: pd.Series) -> pd.Series:
-    """Whether an update belongs to the first fifth of training ("early"), the last ("late") or neither ("between").
-
-    Args:
-        updates: numbers of updates, from 0 to the last one of training. A fifth of them is rounded up, so that short
-            runs have both.
-    """
-    count = int(updates.max()) + 1
-    fifth = -(-count // 5)
-    names = np.select([updates < fifth, updates >= count - fifth], [EARLY, LATE], default="between")
-    return pd.Series(names, index=updates.index, dtype=object)
 
 
 def examples(samples: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from etpo_core import paths
@@ -35,6 +36,7 @@ PERPLEXITY_COLUMNS = [
 ]  # fmt: skip
 GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
+EARLY, LATE = "early", "late"  # see `period`
 
 _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
 
@@ -247,6 +249,19 @@ def finished_methods(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
     if not present:
         raise UserError(f"no finished run of {', '.join(methods)}; run them with `make repro` first")
     return present
+
+
+def period(updates: pd.Series) -> pd.Series:
+    """Whether an update belongs to the first fifth of training ("early"), the last ("late") or neither ("between").
+
+    Args:
+        updates: numbers of updates, from 0 to the last one of training. A fifth of them is rounded up, so that short
+            runs have both.
+    """
+    count = int(updates.max()) + 1
+    fifth = -(-count // 5)
+    names = np.select([updates < fifth, updates >= count - fifth], [EARLY, LATE], default="between")
+    return pd.Series(names, index=updates.index, dtype=object)
 
 
 def _load_runs(scale: str, name: str, columns: Sequence[str], read: Any) -> pd.DataFrame:

@@ -23,39 +23,11 @@ from .environment import Step, TextEnvironments
 from .methods.common import set_rates
 from .prompts import Action, program
 from .provenance import write_tensors
+from .results import STEP_COLUMNS, UPDATE_COLUMNS
 from .rollout import Transition, collect
 from .sandbox import SandboxPool
 from .settings import Settings
 from .tasks import Task
-
-STEP_COLUMNS = (
-    "step",
-    "update",
-    "environment",
-    "episode",
-    "episode_step",
-    "reward",
-    "done",
-    "status",
-    "error_class",
-    "code_hash",
-    "tokens",
-)
-UPDATE_COLUMNS = (
-    "update",
-    "steps",
-    "mean_reward",
-    "max_reward",
-    "share_runs",
-    "policy_loss",
-    "critic_loss",
-    "kl_per_token",
-    "kl_per_action",
-    "tokens",
-    "tokens_per_second",
-    "seconds",
-)
-
 
 STATE = "state.pt"
 

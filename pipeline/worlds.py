@@ -17,11 +17,11 @@ from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors
 from etpo_core.methods import build_method
 from etpo_core.provenance import write_rows
+from etpo_core.results import REGRET_COLUMNS
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tabular import learn
 from etpo_core.worlds import random_world
 
-COLUMNS = ("variant", "purpose", "world", "learning_rate", "update", "regret")
 RATES = {"policy_lr": 1.0, "critic_lr": 3.0, "value_lr": 3.0}
 POINTS = 60  # of a curve that are written
 
@@ -83,7 +83,7 @@ def run(scale: str) -> None:
             raise
         bar.close()
     path = paths.EVALUATIONS / scale / "regret.csv"
-    write_rows(path, COLUMNS, ((*row[:5], f"{row[5]:.6g}") for row in rows))
+    write_rows(path, REGRET_COLUMNS, ((*row[:5], f"{row[5]:.6g}") for row in rows))
     print(f"{len(variants)} variants: {path}")
 
 

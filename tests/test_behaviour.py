@@ -79,12 +79,6 @@ def test_the_winner_is_what_runs_late_and_spreads_from_its_first_update():
     assert behaviour.winning_construction(measured.head(0)) is None
 
 
-def test_last_fifth():
-    assert behaviour.last_fifth(range(10)) == 8.0
-    assert behaviour.last_fifth(range(3)) == 2, "a short run has a last update as well"
-    assert behaviour.last_fifth([]) == 0.0
-
-
 def test_a_sample_without_code_is_measured():
     frame = pd.DataFrame({"update": [0], "code": [None], "status": ["no_result"]})
     assert behaviour.measure_samples(frame)["lines"].tolist() == [0]

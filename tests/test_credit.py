@@ -34,14 +34,14 @@ def test_largest_goes_by_size():
 
 def test_periods_are_fifths_rounded_up():
     def of(count):
-        return list(credit.period(pd.Series(range(count))))
+        return list(results.period(pd.Series(range(count))))
 
     assert of(5) == ["early", *["between"] * 3, "late"]
     assert of(6) == ["early", "early", "between", "between", "late", "late"]
     assert of(4) == ["early", "between", "between", "late"]
     assert of(2) == ["early", "late"]
     # The rows count by their updates, not by their places.
-    assert list(credit.period(pd.Series([4, 0, 2, 4], index=[7, 3, 9, 1]))) == ["late", "early", "between", "late"]
+    assert list(results.period(pd.Series([4, 0, 2, 4], index=[7, 3, 9, 1]))) == ["late", "early", "between", "late"]
 
 
 def test_only_runs_with_credit_throughout_are_kept():
