@@ -36,7 +36,6 @@ RUNS = {name: (name, 13) for name in ("etpo", "etpo_action_level", "etpo_memory"
 RUNS |= {name: (name, 13) for name in ("ppo_kl_memory", "poad", "ntpo")}
 RUNS |= {
     "center": ("etpo_center_memory", 13),
-    "everywhere": ("etpo_memory_everywhere", 13),
     "reflection": ("reflection", 13),
     "few": ("ppo_kl", 9),
     "top_k": ("etpo", 13),

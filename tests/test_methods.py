@@ -475,32 +475,15 @@ def test_a_memory_holds_the_best_action_that_ended_its_episode(make_agent, setti
     assert method.memory.keep(later) == [replace(first, prompt=FAILED)] and method.memory.best == first
 
 
-def test_a_memory_can_be_learnt_from_once_in_each_state_of_a_batch(make_agent, settings):
-    best = Transition(PROMPT, (6, 7), (0.0,) * 2, 0.9, True, None)
-    failed = Transition(FAILED, (4, 7), (0.0,) * 2, -0.2, True, None)
-    packed = pack_on_cpu([replace(best, prompt=FAILED)])
-
-    def q_of_best(**arguments):
-        agent = make_agent()
-        method = started("etpo_memory", settings, agent, **arguments)
-        method.update([best, best, failed])
-        assert len(method.memory.keep([best, best, failed])) == 1 + method.everywhere
-        method.update([failed, best, best])
-        return float(token_log_prob(agent, packed, agent.hidden("critic", packed)).sum())
-
-    assert q_of_best(everywhere=True) > q_of_best() + 0.01
-
-
 def test_a_memory_lifts_an_action_where_q_is_too_low_and_does_nothing_else(make_agent, settings):
     agent = make_agent()
     method = started("etpo_memory", settings, agent)
     best = Transition(FAILED, (6, 7), (0.0,) * 2, 0.9, True, None)
     method.update([best, Transition(PROMPT, (4, 5), (0.0,) * 2, -0.2, True, None)])
-    batch = Sequences.pack([PROMPT, FAILED], [best.action] * 2, "cpu")
-    method.tokens_at_once = 1  # each state by itself
+    batch = Sequences.pack([PROMPT], [best.action], "cpu")
 
     def lifted(reward):
-        method.remembered = [replace(best, prompt=state, reward=reward) for state in (PROMPT, FAILED)]
+        method.remembered = [replace(best, prompt=PROMPT, reward=reward)]
         for p in agent.parameters("critic"):
             p.grad = None
         before = token_log_prob(agent, batch, agent.hidden("critic", batch))

@@ -83,8 +83,7 @@ def build_method(name: str, settings: Settings) -> Method:
     values.pop("training", None)
     if kind not in METHODS:
         raise unknown("method", kind, METHODS)
-    known = {k: of for c in METHODS[kind].__mro__ for k, of in getattr(c.__init__, "__annotations__", {}).items()}
-    known.pop("return", None)
+    known = {key: of for key, of in METHODS[kind].__init__.__annotations__.items() if key != "return"}
     for key, value in values.items():
         if key not in known:
             raise unknown(f"parameter of method {name}", key, known)

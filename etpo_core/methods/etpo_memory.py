@@ -13,27 +13,18 @@ from .. import distributed
 from ..agent import Agent
 from ..rollout import Transition
 from ..settings import Settings
-from .common import Learnt, micro_batches, pack
+from .common import Learnt, pack
 from .etpo import ETPO
 from .memory import Memory
 
 
 class RememberingETPO(ETPO):
-    """ETPO with one remembered action.
-
-    Args:
-        everywhere: whether it is learnt from in each state of a batch, see `Memory`.
-        arguments: of `ETPO`.
-    """
-
-    def __init__(self, *, everywhere: bool = False, **arguments):
-        super().__init__(**arguments)
-        self.everywhere = everywhere
+    """ETPO with one remembered action; arguments as `ETPO`."""
 
     def start(self, agent: Agent, training: Settings) -> None:
         """See `Method.start`."""
         super().start(agent, training)
-        self.memory = Memory(self.everywhere)
+        self.memory = Memory()
 
     def update(self, transitions: list[Transition]) -> Learnt:
         """See `ETPO.update`."""
@@ -46,16 +37,14 @@ class RememberingETPO(ETPO):
         knows = self.value.fitted or not self.reading.has_value
         if not self.remembered or not knows or distributed.rank() > 0:
             return
-        agent = self.agent
-        for group in micro_batches(self.remembered, self.tokens_at_once):
-            batch, nothing = pack(agent, group), torch.zeros(len(group), device=agent.device)
-            reference, critic = agent.hidden("reference", batch), agent.hidden("critic", batch, grad=True)
-            policy = None if self.exact else agent.hidden("policy", batch)
-            terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta).each(batch)
-            value = batch.each(self._value(reference))
-            target = self._targets(batch, group, value, terms.kl, nothing, {}, lam=1.0)
-            q = value + terms.q_taken
-            (self._critic_loss(q, torch.maximum(target, q.detach())).sum() / total).backward()
+        agent, batch = self.agent, pack(self.agent, self.remembered)
+        reference, critic = agent.hidden("reference", batch), agent.hidden("critic", batch, grad=True)
+        policy = None if self.exact else agent.hidden("policy", batch)
+        terms = self.reading.terms(agent, policy, reference, critic, batch.tokens, self.beta)
+        value, nothing = self._value(reference), torch.zeros(1, device=agent.device)
+        target = self._targets(batch, self.remembered, value, terms.kl, nothing, {}, lam=1.0)
+        q = value + terms.q_taken
+        (self._critic_loss(q, torch.maximum(target, q.detach())).sum() / total).backward()
 
     def get_state(self) -> dict:
         """See `Method.get_state`."""

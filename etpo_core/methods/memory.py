@@ -1,8 +1,7 @@
 """The best program of a run, kept to be learnt from once more with every batch (ours; the paper has no such memory).
 
 The reward depends on the program alone, not on the state that it is written in, nor on when. So the best one so far can
-be learnt from again as if it had been written in the state that most actions of the present batch were written in, or
-in each of its states: those that follow a failure become rare as a policy learns, so that it learns little there.
+be learnt from again as if it had been written in the state that most actions of the present batch were written in.
 """
 
 from collections import Counter
@@ -15,25 +14,20 @@ from ..rollout import Transition
 class Memory:
     """The best action of a run.
 
-    Args:
-        everywhere: whether it is to be learnt from once in each state of a batch, not in the most frequent alone.
-
     Attributes:
         best: of the actions that ended their episode, the earliest among equals; None before there was one.
     """
 
-    def __init__(self, everywhere: bool = False):
-        self.everywhere = everywhere
+    def __init__(self):
         self.best: Transition | None = None
 
     def keep(self, transitions: Sequence[Transition]) -> list[Transition]:
-        """Takes a batch in; returns the best action, if there is one, in each state to learn it in."""
+        """Takes a batch in; returns the best action, if there is one, in the state most of the batch was written in."""
         for t in transitions:
             if t.done and (self.best is None or t.reward > self.best.reward):
                 self.best = t
-        written_in = Counter(t.prompt for t in transitions)
-        states = list(written_in) if self.everywhere else [written_in.most_common(1)[0][0]]
-        return [replace(self.best, prompt=state) for state in states] if self.best else []
+        state = Counter(t.prompt for t in transitions).most_common(1)[0][0]
+        return [replace(self.best, prompt=state)] if self.best else []
 
     def get_state(self) -> dict:
         """For a checkpoint."""
