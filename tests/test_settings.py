@@ -85,7 +85,7 @@ def test_unknown_scale():
         (lambda p: p["scales"]["smoke"]["training"].update(env_steps="1e3"), "training.env_steps: got '1e3'"),
         (lambda p: p["scales"]["smoke"].update(training=None), "scales.smoke.training: got None, expected settings"),
         (lambda p: p["scales"]["smoke"].pop("seeds"), "scales.smoke of params.yaml has no seeds"),
-        (lambda p: p.pop("methods"), "params.yaml lacks one of its sections"),
+        (lambda p: p.pop("scales"), "params.yaml has no section scales"),
     ],
 )
 def test_what_is_misspelt_or_missing_is_an_error(tmp_path, monkeypatch, change, message):
