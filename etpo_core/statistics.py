@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-Statistic = Callable[[np.ndarray], np.ndarray]
 LEVEL = 0.95
 DRAWS = 2000
 _PORTION = 500_000  # numbers of one task held at once
