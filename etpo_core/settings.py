@@ -110,6 +110,11 @@ def _overlay(section: dict, overrides: dict, where: str) -> None:
             section[key] = value
 
 
+def deciding(sandbox: Settings) -> dict[str, Any]:
+    """The section `sandbox` without what no score depends on: how many workers execute the code."""
+    return {key: value for key, value in sandbox.plain().items() if key != "workers"}
+
+
 def expect_number(value: Any, where: str) -> None:
     """Raises `UserError` where a setting is no number, which 1e-3 is not to YAML."""
     if not isinstance(value, int | float):

@@ -26,10 +26,8 @@ from .provenance import write_tensors
 from .results import STEP_COLUMNS, UPDATE_COLUMNS
 from .rollout import Transition, collect
 from .sandbox import SandboxPool
-from .settings import Settings
+from .settings import Settings, deciding
 from .tasks import Task
-
-STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Run:
     def folder(self) -> Path:
         """results/{scale}/{method}/{task}/seed{n}."""
         return paths.run_folder(self.scale, self.method, self.task, self.seed)
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint that a run goes on from; it is there from the first update until the card is written."""
+        return self.folder / "checkpoint" / "state.pt"
 
 
 class RunFiles:
@@ -102,7 +105,7 @@ def run_parameters(run: Run, settings: Settings) -> dict:
         "training": settings.training.plain(),
         "environment": settings.environment.plain(),
         "method": settings.methods[run.method].plain(),
-        "sandbox": {k: v for k, v in settings.sandbox.plain().items() if k != "workers"},
+        "sandbox": deciding(settings.sandbox),
     }
 
 
@@ -140,7 +143,7 @@ def train(
 
     Yields:
         The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all
-        files of the run but its card are complete; its checkpoint is left until that is written (`forget_state`).
+        files of the run but its card are complete; its checkpoint is left until that is written.
     """
     training, environment = settings.training, settings.environment
     distributed.check_share(training.environments)
@@ -157,7 +160,7 @@ def train(
     )
     method.start(agent, training)
     kept = training.samples_per_update
-    state = distributed.from_first(lambda: _read_checkpoint(run.folder, mark))
+    state = distributed.from_first(lambda: _read_checkpoint(run.state, mark))
     update, steps, best = 0, 0, None
     if state is not None:
         update, steps, best = state["update"], state["steps"], state["best"]
@@ -202,10 +205,9 @@ def train(
                 if credit:
                     _add_credit(samples, transitions[:kept], agent, credit[:kept])
                 files.write(rows, row, samples)
-                checkpoint = run.folder / "checkpoint" / STATE
-                checkpoint.parent.mkdir(exist_ok=True)
+                run.state.parent.mkdir(exist_ok=True)
                 write_tensors(
-                    checkpoint,
+                    run.state,
                     {
                         "fingerprint": mark,
                         "update": update,
@@ -227,16 +229,6 @@ def train(
     (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
-
-
-def has_state(run: Run) -> bool:
-    """Whether a run was stopped and may be gone on with."""
-    return (run.folder / "checkpoint" / STATE).exists()
-
-
-def forget_state(run: Run) -> None:
-    """Removes the checkpoint of a run that is complete, its card included: nothing resumes from it."""
-    (run.folder / "checkpoint" / STATE).unlink(missing_ok=True)
 
 
 def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
@@ -291,9 +283,8 @@ def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | Non
     return best
 
 
-def _read_checkpoint(folder: Path, mark: str) -> dict | None:
+def _read_checkpoint(path: Path, mark: str) -> dict | None:
     """The state that a run stopped in, or None where there is none or it belongs to other settings."""
-    path = folder / "checkpoint" / STATE
     if not path.exists():
         return None
     try:

@@ -17,7 +17,7 @@ from etpo_core import evaluation
 from etpo_core.errors import UserError, one_line_errors
 from etpo_core.results import require_results
 from etpo_core.sandbox import SandboxPool, Status
-from etpo_core.settings import load_settings
+from etpo_core.settings import deciding, load_settings
 from etpo_core.tasks import load_task
 from pipeline.executor import open_executor
 
@@ -37,8 +37,7 @@ def run(scale: str) -> None:
     failed = settings.environment.failure_reward
 
     def content(task: str) -> str:
-        decides = {key: value for key, value in sandbox.plain().items() if key != "workers"}
-        return json.dumps([load_task(task).sha256, decides], sort_keys=True)
+        return json.dumps([load_task(task).sha256, deciding(sandbox)], sort_keys=True)
 
     with ExitStack() as stack:
 

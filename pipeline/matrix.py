@@ -59,8 +59,8 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
         return run
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run", desc=scale) as bar:
-        futures = [pool.submit(do, run) for run in missing]
         try:
+            futures = [pool.submit(do, run) for run in missing]
             for future in as_completed(futures):
                 if not future.exception() and (run := future.result()):
                     bar.update()

@@ -21,7 +21,7 @@ from etpo_core.methods import build_method
 from etpo_core.provenance import commit, device_name, versions, write_json
 from etpo_core.settings import Settings, load_settings
 from etpo_core.tasks import TASKS, Task, load_task
-from etpo_core.training import Run, RunFiles, fingerprint, forget_state, has_state, run_parameters, train
+from etpo_core.training import Run, RunFiles, fingerprint, run_parameters, train
 from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"
@@ -65,7 +65,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         agent = ChatAgent.from_environment(chat)
         if agent is None and not first:
             return
-        if agent is None and has_state(run):
+        if agent is None and run.state.exists():
             raise UserError(f"{NO_KEY}; {run.folder} was begun with it: set it, and the run goes on")
         if agent is None:
             RunFiles(run.folder, None).close()
@@ -108,7 +108,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         machine=chosen and chosen.plain(),
         seconds_since_last_start=round(time.time() - started, 1),
     )
-    forget_state(run)
+    run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
 
 
 def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:

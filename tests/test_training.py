@@ -5,7 +5,7 @@ import pytest
 from etpo_core import paths
 from etpo_core.methods import build_method
 from etpo_core.settings import Settings, load_settings
-from etpo_core.training import Run, fingerprint, forget_state, has_state, run_parameters, train
+from etpo_core.training import Run, fingerprint, run_parameters, train
 
 
 @pytest.fixture
@@ -68,10 +68,8 @@ def test_a_run_spends_its_budget_and_writes_its_files(results, settings, make_ag
     assert ("build_model" in (run.folder / "best_code.py").read_text()) == (best > -1)
     assert (run.folder / "checkpoint" / "policy").exists() == (name != "reflection")
     # What was done is not lost before the run's card says so.
-    assert has_state(run) and start(name, settings, make_agent, toy_task, stub_executor)[1] == []
+    assert run.state.exists() and start(name, settings, make_agent, toy_task, stub_executor)[1] == []
     assert (run.folder / "steps.csv").read_text().splitlines() == lines
-    forget_state(run)
-    assert not has_state(run)
     if name == "etpo_no_reflection":
         assert {r[header.index("episode_step")] for r in table} == {"1"}
 

@@ -5,6 +5,7 @@ transitions into updates (`update`). Whether it trains and whether a failed try 
 attributes; everything else - rollouts, checkpoints, files - is the same for all and lives in `training`.
 """
 
+import inspect
 from typing import Protocol
 
 import torch
@@ -83,17 +84,15 @@ def build_method(name: str, settings: Settings) -> Method:
     values.pop("training", None)
     if kind not in METHODS:
         raise unknown("method", kind, METHODS)
-    known = {key: of for key, of in METHODS[kind].__init__.__annotations__.items() if key != "return"}
+    known = inspect.signature(METHODS[kind]).parameters
     for key, value in values.items():
         if key not in known:
             raise unknown(f"parameter of method {name}", key, known)
-        if known[key] in (int, float):
+        if known[key].annotation in (int, float):
             expect_number(value, f"methods.{name}.{key}")
+    missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in values]
+    if missing:
+        raise UserError(f"methods.{name} of params.yaml lacks {missing[0]!r}")
     if values.get("epochs", 1) < 1:
         raise UserError(f"methods.{name}.epochs: got {values['epochs']}, expected at least 1")
-    try:
-        return METHODS[kind](**values)
-    except TypeError as error:
-        if "required keyword-only argument" not in str(error):
-            raise
-        raise UserError(f"methods.{name} of params.yaml lacks {str(error).partition(': ')[2]}") from None
+    return METHODS[kind](**values)

@@ -254,13 +254,9 @@ class ETPO:
 
         `soft_value` is that of next states in which nobody acted.
         """
-        agent, found = self.agent, []
+        found = []
         for group, batch in zip(groups, batches, strict=True):
-            reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            target = None if self.reading.has_value else agent.hidden("target_critic", batch)
-            expected = self.reading.expected(agent, policy, reference, target, self.beta)
-            values = batch.each(self._value(reference) + expected)
-            kl = batch.each(next_token_kl(agent, policy, reference))
+            values, kl = self._evaluated(batch)
             states = self._state_values(batch, values, kl).tolist()
             soft_value.update((t.prompt, v) for t, v in zip(group, states, strict=True))
             found.append((values, kl))
@@ -323,16 +319,21 @@ class ETPO:
     @torch.no_grad()
     def _next_soft_value(self, group: list[Transition], known: dict[tuple[int, ...], float]) -> Tensor:
         """The soft value of each next state [batch], 0 where nothing follows; fills in `known` as it goes."""
-        agent = self.agent
         wanted = {t.next_prompt for t in group if not t.done} - known.keys()
-        for states, batch in state_batches(agent, wanted, self.tokens_at_once):
-            reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            target = None if self.reading.has_value else agent.hidden("target_critic", batch)
-            values = self._value(reference) + self.reading.expected(agent, policy, reference, target, self.beta)
-            soft = self._state_values(batch, values, next_token_kl(agent, policy, reference))
+        for states, batch in state_batches(self.agent, wanted, self.tokens_at_once):
+            soft = self._state_values(batch, *self._evaluated(batch))
             known.update(zip(states, soft.tolist(), strict=True))
         values = [0.0 if t.done else known[t.next_prompt] for t in group]
-        return torch.tensor(values, device=agent.device)
+        return torch.tensor(values, device=self.agent.device)
+
+    @torch.no_grad()
+    def _evaluated(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """E_pi[Q] and KL[pi || rho] at the action positions [N], for which no gradient is wanted."""
+        agent = self.agent
+        reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
+        target = None if self.reading.has_value else agent.hidden("target_critic", batch)
+        values = self._value(reference) + self.reading.expected(agent, policy, reference, target, self.beta)
+        return batch.each(values), batch.each(next_token_kl(agent, policy, reference))
 
     # State -----------------------------------------------------------------------------------------------------
 
