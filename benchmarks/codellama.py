@@ -41,14 +41,14 @@ from benchmarks.executor import save, show
 from benchmarks.head import resident_mib
 from benchmarks.rollout import fastest
 from benchmarks.update import OURS_ALL, Load, arithmetic, numbers, product_rate, rewards
-from etpo_core import head
-from etpo_core.agent import Agent
 from etpo_core.errors import one_line_errors
-from etpo_core.language_model import CONTINUATION
-from etpo_core.methods import build_method, etpo, readings
-from etpo_core.prompts import Prompt
-from etpo_core.rollout import Transition
-from etpo_core.settings import Settings, load_settings
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.environment.prompts import Prompt
+from etpo_paper.environment.rollout import Transition
+from etpo_paper.methods import build_method, etpo, readings
+from etpo_paper.model import head
+from etpo_paper.model.agent import Agent
+from etpo_paper.model.loading import CONTINUATION
 
 CODELLAMA = dict(
     vocab_size=32016, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,

@@ -34,17 +34,18 @@ from transformers import LogitsProcessorList
 
 from benchmarks.executor import save, show
 from benchmarks.rollout import sampled_by_generate
-from etpo_core import paths, results
-from etpo_core.agent import Agent
-from etpo_core.drafts import Drafts
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.language_model import load_model
-from etpo_core.machine import choose
-from etpo_core.methods import build_method
-from etpo_core.prompts import Prompt, reflection_prompt, task_prompt
-from etpo_core.settings import load_settings
-from etpo_core.tasks import load_task
-from etpo_core.training import Run
+from etpo_paper.base import paths
+from etpo_paper.base.machine import choose
+from etpo_paper.base.settings import load_settings
+from etpo_paper.data.tasks import load_task
+from etpo_paper.environment.prompts import Prompt, reflection_prompt, task_prompt
+from etpo_paper.methods import build_method
+from etpo_paper.model.agent import Agent
+from etpo_paper.model.drafts import Drafts
+from etpo_paper.model.loading import load_model
+from etpo_paper.report import results
+from etpo_paper.training.loop import Run
 from pipeline.train import load_agent
 
 METHODS = ("ppo_kl", "etpo")  # programs of a model that does not learn are kept without their tokens

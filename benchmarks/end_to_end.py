@@ -28,13 +28,13 @@ import torch
 
 from benchmarks.executor import processes_cpu_s, save, show
 from etpo_core.errors import one_line_errors
-from etpo_core.language_model import read_card
-from etpo_core.machine import choose
-from etpo_core.methods import build_method
 from etpo_core.sandbox import SandboxPool
-from etpo_core.settings import load_settings
-from etpo_core.tasks import load_task
-from etpo_core.training import Run, train
+from etpo_paper.base.machine import choose
+from etpo_paper.base.settings import load_settings
+from etpo_paper.data.tasks import load_task
+from etpo_paper.methods import build_method
+from etpo_paper.model.loading import read_card
+from etpo_paper.training.loop import Run, train
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 

@@ -1,9 +1,9 @@
 """How a rollout grows with the number of sequences and with the length of the actions.
 
-Our decoder (`etpo_core.decoder`), the shape of SmolLM2-135M with random weights in bfloat16, one prompt of 80 tokens
-for all sequences, all of which run to the length limit; the "equal" workload of `benchmarks.rollout`, which says what
-the limit is. "cpu_s" is the least CPU time of a few rollouts in turns; "exponent" the slope of its logarithm over that
-of the size. Run it with one thread, so that CPU time and the limit speak of the same:
+Our decoder (`etpo_paper.model.decoder`) runs with the shape of SmolLM2-135M and random weights in bfloat16. All
+sequences have one prompt of 80 tokens and run to the length limit: the "equal" workload of `benchmarks.rollout`, which
+says what the limit is. "cpu_s" is the least CPU time of a few rollouts in turns; "exponent" is the slope of its
+logarithm over that of the size. Run it with one thread, so that CPU time and the limit speak of the same:
 
     OMP_NUM_THREADS=1 python -m benchmarks.growth --csv rollout_growth.csv
 """
@@ -21,8 +21,8 @@ import torch
 from benchmarks.executor import save, show
 from benchmarks.head import exponent
 from benchmarks.rollout import SMALL, SMOLLM2, Limits, build, ours, workload
-from etpo_core.decoder import LlamaDecoder
 from etpo_core.errors import one_line_errors
+from etpo_paper.model.decoder import LlamaDecoder
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict]:

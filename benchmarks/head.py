@@ -7,7 +7,7 @@ same where the policy has the critic's weights). Each is run
     products    its products with the head alone, at the block sizes of the head, into memory that is reused: the
                 policy's logits in float32, the others in the dtype of the head
     narrow      the same, all of them in the dtype of the head
-    eager       `etpo_core.head` as it is by default
+    eager       `etpo_paper.model.head` as it is by default
     compiled    the same after `use_compiled`, where that works
     naive       whole float32 logits of every network, the pure functions, autograd
 
@@ -35,9 +35,10 @@ from pathlib import Path
 
 import torch
 
-from etpo_core import bellman, head, losses
+from etpo_core import bellman, losses
 from etpo_core.errors import one_line_errors
-from etpo_core.machine import use_fast_matmul
+from etpo_paper.base.machine import use_fast_matmul
+from etpo_paper.model import head
 
 WIDTH, BETA = 576, 0.1  # hidden size of SmolLM2-135M
 # Products with the head: forward, back.

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.head import exponent
-from etpo_core import plotting
 from etpo_core.errors import one_line_errors
+from etpo_paper.report import plotting
 
 TABLES = Path(__file__).parent / "tables"
 COLOURS = {

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from etpo_core.decoder import LlamaDecoder, _product, sample
+from etpo_paper.model.decoder import LlamaDecoder, _product, sample
 
 END = 2
 # Lengths of the actions of one run on the laptop scale, whose limit is 96: sixteen evenly spaced quantiles.

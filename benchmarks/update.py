@@ -61,19 +61,19 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.executor import save, show
 from benchmarks.head import exponent, resident_mib
 from benchmarks.rollout import SMALL, SMOLLM2, Limits, build, fastest
-from etpo_core.agent import Agent
 from etpo_core.bellman import expected_q, kl_divergence
-from etpo_core.decoder import _product
 from etpo_core.errors import one_line_errors
-from etpo_core.language_model import CONTINUATION, load_model
 from etpo_core.losses import critic_loss, policy_loss
-from etpo_core.machine import choose, use_fast_matmul
-from etpo_core.methods import build_method, etpo, readings
-from etpo_core.methods.released import Lion
-from etpo_core.paths import MODELS
-from etpo_core.prompts import Prompt
-from etpo_core.rollout import Transition
-from etpo_core.settings import Settings, load_settings
+from etpo_paper.base.machine import choose, use_fast_matmul
+from etpo_paper.base.paths import MODELS
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.environment.prompts import Prompt
+from etpo_paper.environment.rollout import Transition
+from etpo_paper.methods import build_method, etpo, readings
+from etpo_paper.methods.released import Lion
+from etpo_paper.model.agent import Agent
+from etpo_paper.model.decoder import _product
+from etpo_paper.model.loading import CONTINUATION, load_model
 
 OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
 OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"

@@ -395,9 +395,7 @@ def _trace(expected_q, kl, lengths, beta, lam, importance, baseline):
         _expect_floats("importance", importance, expected_q.shape)
         ratio = torch.where(mask, _wide(importance), 1)
         if not (ratio >= 0).all():  # also catches NaN; +inf is a fair ratio, truncated to 1
-            raise ValueError(
-                f"importance: shape {tuple(ratio.shape)} holds NaN or negatives, expected ratios"
-            )
+            raise ValueError(f"importance: shape {tuple(ratio.shape)} holds NaN or negatives, expected ratios")
         weights = lam * ratio.clamp(max=1)
     if baseline is not None:
         _expect_floats("baseline", baseline, expected_q.shape)
@@ -517,6 +515,4 @@ def _blame_logits(**logits: Tensor) -> None:
         if torch.isnan(tensor).any() or torch.isposinf(tensor).any():
             raise ValueError(f"{name}: shape {shape} holds NaN or +inf, expected numbers or -inf (forbidden)")
         if torch.isneginf(tensor).all(dim=-1).any():
-            raise ValueError(
-                f"{name}: shape {shape} has a row of -inf only, expected an allowed token in each"
-            )
+            raise ValueError(f"{name}: shape {shape} has a row of -inf only, expected an allowed token in each")

@@ -10,7 +10,7 @@ keeps few of them from being learnt by heart.
 import torch
 from torch import Tensor
 
-from . import distributed
+from etpo_paper.base import distributed
 
 
 class LeastSquaresValue:

@@ -7,11 +7,12 @@ writes models/smollm2-base. For `codellama` that is a card which refers to the h
 """
 
 import argparse
+from collections.abc import Sequence
 
 from etpo_core.errors import one_line_errors, unknown
-from etpo_core.language_model import build_tiny, convert_smollm2, fetch_hub
-from etpo_core.paths import MODELS
-from etpo_core.settings import read_params
+from etpo_paper.base.paths import MODELS
+from etpo_paper.base.settings import read_params
+from etpo_paper.model.loading import build_tiny, convert_smollm2, fetch_hub
 
 
 def make(model: str) -> str:
@@ -36,11 +37,11 @@ def make(model: str) -> str:
     return name
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="tiny, smollm2 or codellama")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         name = make(arguments.model)
         print(f"{MODELS / name}: ready")

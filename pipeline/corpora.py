@@ -7,17 +7,18 @@ corpora.characters. Writes data/corpora/{scale}/{github,wikitext,arxiv}.txt and 
 """
 
 import argparse
+from collections.abc import Sequence
 
-from etpo_core.corpora import CORPORA, build_corpus
 from etpo_core.errors import one_line_errors
-from etpo_core.settings import load_settings
+from etpo_paper.base.settings import load_settings
+from etpo_paper.data.corpora import CORPORA, build_corpus
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description="Write the texts on which perplexity is measured.")
     parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run(arguments.scale)
 

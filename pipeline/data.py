@@ -8,25 +8,26 @@ six tasks), `online` (OpenML and Kaggle) and `local` (files in `--local-folder`)
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from etpo_core import paths
 from etpo_core.errors import one_line_errors
-from etpo_core.settings import read_params
-from etpo_core.tasks import TASKS, prepare_task, save_task
+from etpo_paper.base import paths
+from etpo_paper.base.settings import read_params
+from etpo_paper.data.tasks import TASKS, prepare_task, save_task
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and writes a CSV and a JSON file a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", help="comma-separated order of sources; default: `data.sources` of params.yaml")
     parser.add_argument("--local-folder", help="folder of downloaded files; default: `data.local_folder`")
     parser.add_argument("--task", default="all", help="one task, or all")
     parser.add_argument("--out", type=Path, help="folder for the tables; default: data/tables")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with one_line_errors():
         settings = read_params()["data"]  # the same at every scale

@@ -2,7 +2,7 @@
 
     python -m pipeline.evaluate --scale laptop
 
-Writes evaluations/{scale}/held_out.csv; what is scored and why stands in `etpo_core.evaluation`.
+Writes evaluations/{scale}/held_out.csv; what is scored and why stands in `etpo_paper.measure.evaluation`.
 """
 
 import argparse
@@ -13,12 +13,12 @@ from functools import cache
 
 from tqdm import tqdm
 
-from etpo_core import evaluation
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.results import require_results
 from etpo_core.sandbox import SandboxPool, Status
-from etpo_core.settings import deciding, load_settings
-from etpo_core.tasks import load_task
+from etpo_paper.base.settings import deciding, load_settings
+from etpo_paper.data.tasks import load_task
+from etpo_paper.measure import evaluation
+from etpo_paper.report.results import require_results
 from pipeline.executor import open_executor
 
 
@@ -62,11 +62,11 @@ def run(scale: str) -> None:
     print(f"{len(frame)} runs: {path}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description="Scores the best code of every run on held-out splits.")
     parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run(arguments.scale)
 

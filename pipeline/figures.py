@@ -8,10 +8,11 @@ because its bytes differ from run to run. A failing cell ends the stage with its
 
 import argparse
 import warnings
+from collections.abc import Sequence
 
-from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors, unknown
-from etpo_core.settings import load_settings
+from etpo_paper.base import paths
+from etpo_paper.base.settings import load_settings
 
 
 def run_notebook(scale: str, name: str) -> None:
@@ -41,12 +42,12 @@ def run_notebook(scale: str, name: str) -> None:
             raise UserError(f"notebook {name} failed in cell {error.exec_count}: {what}; open {executed}") from None
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs one notebook."""
     parser = argparse.ArgumentParser(description="Runs one notebook of the project.")
     parser.add_argument("--scale", required=True, help="one of those in params.yaml, e.g. laptop")
     parser.add_argument("--notebook", required=True, help="name of a notebook, without .ipynb")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run_notebook(arguments.scale, arguments.notebook)
         print(f"figures and tables: {paths.FIGURES / arguments.scale / arguments.notebook}")

@@ -2,28 +2,29 @@
 
     python -m pipeline.gradients --scale tuning
 
-Writes evaluations/{scale}/gradients.csv; what is compared and why stands in `etpo_core.gradients`.
+Writes evaluations/{scale}/gradients.csv; what is compared and why stands in `etpo_paper.measure.gradients`.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
 
-from etpo_core import distributed, paths
-from etpo_core.agent import Agent
-from etpo_core.environment import TextEnvironments
 from etpo_core.errors import one_line_errors
-from etpo_core.gradients import Actions, agreement
-from etpo_core.head import CHUNK
-from etpo_core.machine import choose
-from etpo_core.methods.common import micro_batches, pack
-from etpo_core.provenance import write_rows
-from etpo_core.results import GRADIENT_COLUMNS
-from etpo_core.rollout import Transition, collect
-from etpo_core.settings import Settings, load_settings
-from etpo_core.tasks import load_task
-from etpo_core.training import Run
+from etpo_paper.base import distributed, paths
+from etpo_paper.base.machine import choose
+from etpo_paper.base.provenance import write_rows
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.data.tasks import load_task
+from etpo_paper.environment.rollout import Transition, collect
+from etpo_paper.environment.text_mdp import TextEnvironments
+from etpo_paper.measure.gradients import Actions, agreement
+from etpo_paper.methods.common import micro_batches, pack
+from etpo_paper.model.agent import Agent
+from etpo_paper.model.head import CHUNK
+from etpo_paper.report.results import GRADIENT_COLUMNS
+from etpo_paper.training.loop import Run
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 
@@ -93,11 +94,11 @@ def run(scale: str) -> None:
     print(f"{len(found)} actions: {path}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", required=True, help="whose model and first task, e.g. tuning")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run(arguments.scale)
 

@@ -16,13 +16,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.settings import load_settings
-from etpo_core.training import Run
+from etpo_paper.base.settings import load_settings
+from etpo_paper.training.loop import Run
 from pipeline.train import finished
 
 
@@ -82,13 +83,13 @@ def _last(run: Run) -> str:
     return f"reward {sum(last) / len(last):.3f} over the last fifth" if rewards else "not run"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", required=True, help="a scale that keeps finished runs, e.g. study or retuning")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         done = complete(arguments.scale, arguments.workers, arguments.minutes)
         print(f"{arguments.scale}: {len(done)} runs done")

@@ -15,7 +15,7 @@ import argparse
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from etpo_core import paths, results
-from etpo_core.corpora import CORPORA, Text, load_corpus
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.language_model import load_model, read_card
-from etpo_core.perplexity import causal_log_likelihood, perplexity
-from etpo_core.provenance import file_sha256
-from etpo_core.settings import Settings, load_settings
+from etpo_paper.base import paths
+from etpo_paper.base.provenance import file_sha256
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.data.corpora import CORPORA, Text, load_corpus
+from etpo_paper.measure.perplexity import causal_log_likelihood, perplexity
+from etpo_paper.model.loading import load_model, read_card
+from etpo_paper.report import results
 
 COLUMNS = [*results.PERPLEXITY_COLUMNS, "key"]
 
@@ -253,11 +254,11 @@ def _short(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8")).hexdigest()[:12]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description="Measures perplexity before and after training.")
     parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run(arguments.scale)
 

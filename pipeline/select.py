@@ -5,21 +5,23 @@ choosing a scale changes nothing that is.
 """
 
 import sys
+from collections.abc import Sequence
 
 import yaml
 
-from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.settings import load_settings, read_params
-from etpo_core.tasks import TASKS
+from etpo_paper.base import paths
+from etpo_paper.base.settings import load_settings, read_params
+from etpo_paper.data.tasks import TASKS
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the script."""
     with one_line_errors():
-        if len(sys.argv) != 2:
+        given = sys.argv[1:] if argv is None else argv
+        if len(given) != 1:
             raise UserError(f"expected one argument, the scale: {', '.join(read_params()['scales'])}")
-        settings = load_settings(sys.argv[1])
+        settings = load_settings(given[0])
         unknown_tasks = [t for t in settings.tasks if t not in TASKS]
         if unknown_tasks:
             raise UserError(

@@ -2,38 +2,40 @@
 
 `python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0` writes
 results/laptop/etpo/diabetes/seed0/. Interrupt it and start it again: it goes on after the last whole update.
-`torchrun --nproc-per-node 2 -m pipeline.train ...` lets two processes share the run's work (`etpo_core.distributed`).
+`torchrun --nproc-per-node 2 -m pipeline.train ...` lets two processes share the work of a run (see
+`etpo_paper.base.distributed`).
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
 
-from etpo_core import distributed
-from etpo_core.agent import Agent
 from etpo_core.errors import UserError, one_line_errors, unknown
-from etpo_core.language_model import load_model, read_card
-from etpo_core.machine import choose
-from etpo_core.methods import build_method
-from etpo_core.provenance import commit, device_name, versions, write_json
-from etpo_core.settings import Settings, load_settings
-from etpo_core.tasks import TASKS, Task, load_task
-from etpo_core.training import Run, RunFiles, fingerprint, run_parameters, train
+from etpo_paper.base import distributed
+from etpo_paper.base.machine import choose
+from etpo_paper.base.provenance import commit, device_name, versions, write_json
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.data.tasks import TASKS, Task, load_task
+from etpo_paper.methods import build_method
+from etpo_paper.model.agent import Agent
+from etpo_paper.model.loading import load_model, read_card
+from etpo_paper.training.loop import Run, RunFiles, fingerprint, run_parameters, train
 from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("scale", "method", "task"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors(), distributed.joined():
         settings = load_settings(arguments.scale, arguments.method)
         if arguments.task not in TASKS:
@@ -60,7 +62,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         (run.folder / "run_card.json").unlink(missing_ok=True)
     chosen = None
     if chat is not None:
-        from etpo_core.chat import ChatAgent  # needs the openai client, which the other methods do not
+        from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
 
         agent = ChatAgent.from_environment(chat)
         if agent is None and not first:

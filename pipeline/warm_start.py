@@ -9,20 +9,21 @@ warm_start.json beside the weights. Interrupted, it goes on where it was when st
 import argparse
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 
 from etpo_core.errors import UserError, one_line_errors, unknown
-from etpo_core.language_model import check_files, load_model, save_model, write_card
-from etpo_core.machine import choose
-from etpo_core.paths import MODELS, TABLES
-from etpo_core.provenance import write_json
-from etpo_core.settings import read_params
-from etpo_core.tasks import TASKS, load_task
-from etpo_core.warm_start.corpus import Corpus, good_bodies
-from etpo_core.warm_start.report import measure
-from etpo_core.warm_start.sft import WarmStartSettings, answer_ids, train
+from etpo_paper.base.machine import choose
+from etpo_paper.base.paths import MODELS, TABLES
+from etpo_paper.base.provenance import write_json
+from etpo_paper.base.settings import read_params
+from etpo_paper.data.tasks import TASKS, load_task
+from etpo_paper.model.loading import check_files, load_model, save_model, write_card
+from etpo_paper.warm_start.corpus import Corpus, good_bodies
+from etpo_paper.warm_start.report import measure
+from etpo_paper.warm_start.sft import WarmStartSettings, answer_ids, train
 from pipeline.executor import open_executor
 
 
@@ -47,9 +48,7 @@ def warm_start(name: str) -> dict:
     base = check_files(f"{name}-base", whole=True)
     model, tokenizer, _ = load_model(f"{name}-base")
 
-    bodies = good_bodies(
-        settings.seed, lambda body: len(answer_ids(body, tokenizer, base)) <= settings.max_tokens
-    )
+    bodies = good_bodies(settings.seed, lambda body: len(answer_ids(body, tokenizer, base)) <= settings.max_tokens)
     corpus = Corpus(bodies, settings.seed)
     checkpoint = MODELS / ".checkpoints" / f"{name}.pt"
     model, record = train(model, tokenizer, base, corpus, settings, checkpoint)
@@ -79,11 +78,11 @@ def _measure(model, tokenizer, card: dict, tasks: list, sandbox: dict, samples: 
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the stage."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a model of the section warm_start, e.g. smollm2 or tiny")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         settings = read_params()["warm_start"]
         if arguments.model in settings and settings[arguments.model] is None:

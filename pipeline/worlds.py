@@ -8,19 +8,20 @@ least regret at the end of training on a world that is not reported.
 
 import argparse
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from tqdm import tqdm
 
-from etpo_core import paths
 from etpo_core.errors import UserError, one_line_errors
-from etpo_core.methods import build_method
-from etpo_core.provenance import write_rows
-from etpo_core.results import REGRET_COLUMNS
-from etpo_core.settings import Settings, load_settings
-from etpo_core.tabular import learn
-from etpo_core.worlds import random_world
+from etpo_paper.base import paths
+from etpo_paper.base.provenance import write_rows
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.methods import build_method
+from etpo_paper.report.results import REGRET_COLUMNS
+from etpo_paper.tabular.agent import learn
+from etpo_paper.tabular.worlds import random_world
 
 RATES = {"policy_lr": 1.0, "critic_lr": 3.0, "value_lr": 3.0}
 POINTS = 60  # of a curve that are written
@@ -87,11 +88,11 @@ def run(scale: str) -> None:
     print(f"{len(variants)} variants: {path}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the stage."""
     parser = argparse.ArgumentParser(description="Trains every method in worlds small enough to enumerate.")
     parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with one_line_errors():
         run(arguments.scale)
 

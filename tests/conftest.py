@@ -17,8 +17,8 @@ def tiny_language_model(tmp_path_factory):
     """(model, tokenizer, card) of a random Llama with a tokenizer trained on a few prompts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from etpo_core.language_model import build_tiny
-    from etpo_core.prompts import task_prompt
+    from etpo_paper.environment.prompts import task_prompt
+    from etpo_paper.model.loading import build_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny-base"
     body = "    from sklearn.linear_model import LogisticRegression\n    model = LogisticRegression()\n"
@@ -32,7 +32,7 @@ def make_agent(tiny_language_model):
     """A function that returns a fresh agent on a copy of the tiny model."""
     import copy
 
-    from etpo_core.agent import Agent
+    from etpo_paper.model.agent import Agent
 
     def make(seed: int = 0, rank: int | None = 4, layers: int = 0, precision: str = "float32") -> Agent:
         model, tokenizer, card = tiny_language_model
@@ -45,7 +45,7 @@ def make_agent(tiny_language_model):
 @pytest.fixture
 def toy_task():
     """Forty rows of a task whose first column is its label."""
-    from etpo_core.tasks import TASKS, Task
+    from etpo_paper.data.tasks import TASKS, Task
 
     rng = np.random.default_rng(0)
     y = np.arange(40) % 2

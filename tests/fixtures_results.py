@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from etpo_core import prompts, results
-from etpo_core.tasks import TASKS
+from etpo_paper.data.tasks import TASKS
+from etpo_paper.environment import prompts
+from etpo_paper.report import results
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 METHODS = ("reflection", "ppo_kl", "etpo", "etpo_no_reflection", "etpo_action_level")

@@ -209,7 +209,7 @@ def test_the_file_tree_of_the_workers_holds_libraries_only():
         f"""if True:
         import os, sys, sklearn, pandas
         assert os.listdir({here!r} + "/datasets/data") == ["__init__.py"], "labels"
-        assert not os.path.exists({os.getcwd()!r} + "/etpo_core/environment.py"), "the project"
+        assert not os.path.exists({os.getcwd()!r} + "/etpo_paper/environment/text_mdp.py"), "the project"
         assert importlib_finds("pytest") is None, "packages that are not needed"
     """.replace("importlib_finds", "__import__('importlib.util').util.find_spec")
     )

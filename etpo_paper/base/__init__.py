@@ -1,0 +1,1 @@
+"""What every other room stands on: folders, settings, provenance, the machine and its processes."""

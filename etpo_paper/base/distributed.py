@@ -1,0 +1,195 @@
+"""Several processes, one run: who does what, and what they tell each other.
+
+`torchrun --nproc-per-node N -m pipeline.train ...` starts N processes that all go through the same run with the same
+adapters. Work is dealt like cards: of whatever there is to do - prompts to answer, programs to execute, transitions
+to learn from - process r takes items r, r + N, r + 2N, ... (`own`). What comes out is put together again (`merge`), so
+every process knows every action and every reward, and the gradients are summed before an optimiser steps
+(`sum_gradients`), so all hold the same weights. That is what one process alone would have arrived at, but for the
+rounding of sums. The first process writes the files. In one process every function here returns what it was given.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from etpo_core.errors import UserError
+
+T = TypeVar("T")
+_alone = False  # see `everyone_alone`
+
+
+def size() -> int:
+    """How many processes share the work; 1 when the run was not started by torchrun."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def device() -> torch.device:
+    """What this process computes on: a GPU of its own, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if size() > 1 else torch.device("cuda")
+
+
+# Beginning and end --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Joins the processes that torchrun started, by the variables it sets; does nothing in a process of its own.
+
+    Objects and numbers travel over gloo, gradients on GPUs over nccl. When processes fail, the exception of the first
+    to fail is raised there; the others, whose talk it breaks off, leave with status 2 and without a word.
+
+    Raises:
+        UserError: the machine has fewer GPUs than processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    store, number, count = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=number, world_size=count)
+    try:
+        if torch.cuda.is_available():
+            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", count)), torch.cuda.device_count()
+            if wanted > there:
+                raise UserError(f"{wanted} processes on a machine with {there} GPUs; start one for each GPU")
+            torch.cuda.set_device(device())
+        yield
+    except BaseException:
+        if not _first_to_fail(store):
+            raise SystemExit(2) from None
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_to_fail(store: dist.Store) -> bool:
+    try:
+        return store.add("failures", 1) == 1
+    except RuntimeError:
+        return False  # the process that held the store is gone
+
+
+def check_share(environments: int) -> None:
+    """Checks that the processes can share the environments evenly.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if environments % size():
+        raise UserError(
+            f"{size()} processes cannot share training.environments = {environments} evenly; start a number of "
+            "processes that divides it"
+        )
+
+
+@contextmanager
+def everyone_alone(when: bool) -> Iterator[None]:
+    """If `when`, each process does inside what one process alone would do: all work, and all of them the same."""
+    global _alone
+    before, _alone = _alone, _alone or when
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+# Dealing work ------------------------------------------------------------------------------------------------------
+
+
+def own(items: Sequence[T]) -> Sequence[T]:
+    """The items of a list, or the rows of a tensor, that are this process's."""
+    return items[rank() :: size()] if size() > 1 else items
+
+
+def merge(items: list[T]) -> list[T]:
+    """Undoes `own`: the results of all processes, in the order of the whole list."""
+    if size() == 1:
+        return items
+    parts = _gathered(items)
+    return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+
+def align(generator: torch.Generator, drawn: int) -> None:
+    """Brings the generators of all processes to the state of the one that was asked most often.
+
+    Args:
+        generator: one that was in the same state in all processes.
+        drawn: how often it was asked here since.
+    """
+    if size() > 1:
+        _, state = max(_gathered((drawn, generator.get_state())), key=lambda pair: pair[0])
+        generator.set_state(state)
+
+
+# Talking -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _talk() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "another process of this run was lost without a word (killed, out of memory, machine down); the same "
+            "command goes on from the last checkpoint"
+        ) from error
+
+
+def _gathered(thing: T) -> list[T]:
+    """The things of all processes, in their order."""
+    things = [None] * size()
+    with _talk():
+        dist.all_gather_object(things, thing)
+    return things
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, told to all."""
+    if size() == 1:
+        return make()
+    box = [make() if rank() == 0 else None]
+    with _talk():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def total(sums: dict[str, float]) -> dict[str, float]:
+    """Sums over processes."""
+    if size() == 1:
+        return sums
+    parts = _gathered(sums)
+    return {key: sum(part[key] for part in parts) for key in sums}
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of all processes' tensors, added up in the same order everywhere."""
+    return values if size() == 1 else sum(t.to(values.device) for t in _gathered(values.detach().cpu()))
+
+
+def concatenated(values: Tensor) -> Tensor:
+    """The vectors [n] of all processes one after another; n may differ. There is no gradient to them."""
+    return values if size() == 1 else torch.cat(_gathered(values.detach().cpu())).to(values.device)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each gradient by its sum over processes; a missing one counts as 0."""
+    if size() == 1:
+        return
+    parameters = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    with _talk():
+        dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)

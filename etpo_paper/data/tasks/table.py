@@ -1,0 +1,190 @@
+"""A task's table: what it holds, how it lies on disk, and how it is checked.
+
+A `Task` is the pair (x, y) that every method trains and is scored on, with the description of the task and a note of
+where the numbers came from. On disk a task is `{name}.csv` (feature columns, then the class as `target`) and
+`{name}.json` (source, stand-in, fingerprint, counts). The fingerprint is the sha256 of the CSV file below its header,
+so `tail -n +2 FILE | sha256sum` gives it too; it covers every number and their order, but not the column names.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from etpo_core.errors import UserError, unknown
+from etpo_paper.base import paths
+from etpo_paper.data.tasks.registry import TASKS, TaskSpec
+
+TARGET = "target"
+REBUILD = "make it again with `python -m pipeline.data`"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A table, ready to train on.
+
+    Attributes:
+        spec: the task as the paper has it; the table of a stand-in may have other rows and columns than the spec says.
+        x: float64 [rows, features], no NaN.
+        y: int64 [rows], classes 0..k-1.
+        columns: the feature names.
+        source: "embedded", "online" or "local".
+        stand_in: None for the paper's own table, else a sentence that names the table used instead.
+        sha256: fingerprint of (x, y).
+    """
+
+    spec: TaskSpec
+    x: np.ndarray
+    y: np.ndarray
+    columns: tuple[str, ...]
+    source: str
+    stand_in: str | None
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of this table."""
+        return len(self.y)
+
+    @property
+    def features(self) -> int:
+        """Feature columns of this table."""
+        return self.x.shape[1]
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Rows of each class of this table."""
+        return tuple(np.bincount(self.y).tolist())
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same float."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def canonical(x: np.ndarray, y: np.ndarray) -> bytes:
+    """The table as text: a line a row, features then class, each number as short as it can be read back exactly."""
+    lines = [",".join(map(_number, row)) + f",{label}\n" for row, label in zip(x.tolist(), y.tolist(), strict=True)]
+    return "".join(lines).encode("ascii")
+
+
+def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
+    """The sha256 of `canonical(x, y)`."""
+    return hashlib.sha256(canonical(x, y)).hexdigest()
+
+
+def _check(what: str, spec: TaskSpec, stand_in: bool, shape: tuple[int, int], counts: tuple, sha256: str, cure: str):
+    """Compares a table with what the registry says of it; the first difference is a UserError."""
+    known = spec.stand_in if stand_in else spec
+    found = (*shape, counts, sha256)
+    expected = (known.rows, known.features, known.class_counts, known.sha256)
+    for name, want, have in zip(("rows", "feature columns", "class counts", "sha256"), expected, found, strict=True):
+        if want is not None and want != have:
+            raise UserError(f"{what}: expected {name} {want}, found {have}; {cure}")
+    if len(counts) != spec.classes and not stand_in:
+        raise UserError(f"{what}: expected {spec.classes} classes, found {len(counts)}; {cure}")
+
+
+def make_task(
+    spec: TaskSpec,
+    x: np.ndarray,
+    y: np.ndarray,
+    columns: tuple[str, ...],
+    source: str,
+    stand_in: bool,
+    what: str,
+    cure: str,
+) -> Task:
+    """Builds a task from a source's numbers, once they agree with the registry.
+
+    Args:
+        spec: the task.
+        x: float [rows, features].
+        y: int [rows].
+        columns: feature names.
+        source: "embedded", "online" or "local".
+        stand_in: whether the numbers are the declared stand-in's.
+        what: the file or download, named in an error.
+        cure: what to do about an error.
+
+    Raises:
+        UserError: rows, columns, class counts, fingerprint or values are not as registered.
+    """
+    x = np.ascontiguousarray(x, dtype=np.float64)
+    y = np.ascontiguousarray(y, dtype=np.int64)
+    if not np.isfinite(x).all():
+        raise UserError(f"{what}: expected only finite numbers after preprocessing; {cure}")
+    if len(y) == 0 or y.min() < 0:
+        raise UserError(f"{what}: expected classes numbered from 0 in at least one row, found {len(y)} rows; {cure}")
+    sha256 = fingerprint(x, y)
+    _check(what, spec, stand_in, x.shape, tuple(np.bincount(y).tolist()), sha256, cure)
+    text = spec.stand_in.text(spec) if stand_in else None
+    return Task(spec, x, y, columns, source, text, sha256)
+
+
+def save_task(task: Task, folder: Path | None = None) -> Path:
+    """Writes `{name}.csv` and `{name}.json` into a folder (default data/tables) and returns the CSV's path."""
+    folder = folder or paths.TABLES
+    folder.mkdir(parents=True, exist_ok=True)
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow([*task.columns, TARGET])
+    note = {
+        "task": task.spec.name,
+        "source": task.source,
+        "stand_in": task.stand_in,
+        "sha256": task.sha256,
+        "rows": task.rows,
+        "features": task.features,
+        "class_counts": list(task.class_counts),
+        "licence": task.spec.stand_in.licence if task.stand_in else task.spec.licence,
+    }
+    table = folder / f"{task.spec.name}.csv"
+    table.write_bytes(header.getvalue().encode("utf-8") + canonical(task.x, task.y))
+    table.with_suffix(".json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return table
+
+
+def load_task(name: str, folder: Path | None = None) -> Task:
+    """Reads a prepared task and checks it again.
+
+    Args:
+        name: a key of `TASKS`.
+        folder: where the prepared tables lie; default data/tables.
+
+    Raises:
+        UserError: unknown task, no prepared table, or a table that is not what its note or the registry says.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    spec = TASKS[name]
+    table = (folder or paths.TABLES) / f"{name}.csv"
+    note_path = table.with_suffix(".json")
+    for path in (table, note_path):
+        if not path.is_file():
+            raise UserError(f"{path}: no prepared table of task {name}; {REBUILD}")
+    try:
+        note = json.loads(note_path.read_text(encoding="utf-8"))
+        source, stand_in, expected = note["source"], note["stand_in"], note["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{note_path}: expected a JSON note with source, stand_in and sha256; {REBUILD}") from None
+    header, _, body = table.read_bytes().partition(b"\n")
+    sha256 = hashlib.sha256(body).hexdigest()
+    if sha256 != expected:
+        raise UserError(f"{table}: expected sha256 {expected}, found {sha256}; the file was changed or cut, {REBUILD}")
+    try:
+        columns = next(csv.reader([header.decode("utf-8")]))
+        values = np.loadtxt(io.BytesIO(body), delimiter=",", ndmin=2)
+        x, y = np.ascontiguousarray(values[:, :-1]), values[:, -1].astype(np.int64)
+        counts = tuple(np.bincount(y).tolist())
+    except (ValueError, StopIteration, IndexError):
+        raise UserError(f"{table}: expected a table of numbers; {REBUILD}") from None
+    if len(columns) != x.shape[1] + 1 or columns[-1] != TARGET:
+        raise UserError(f"{table}: expected {x.shape[1]} column names and `{TARGET}` in the first line; {REBUILD}")
+    if stand_in is not None and (spec.stand_in is None or stand_in != spec.stand_in.text(spec)):
+        raise UserError(f"{note_path}: the stand-in named there is not the one declared for {name}; {REBUILD}")
+    _check(str(table), spec, stand_in is not None, x.shape, counts, sha256, REBUILD)
+    return Task(spec, x, y, tuple(columns[:-1]), source, stand_in, sha256)

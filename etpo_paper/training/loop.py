@@ -1,0 +1,294 @@
+"""One run: a method, a task and a seed, from the first action to the run card.
+
+`train` is a generator: it collects a batch, lets the method learn from it, writes the raw results of that batch and
+yields them, so that progress bars and plots live with the caller. After each update a checkpoint holds everything
+that decides what comes next - adapters, optimisers, generator states, episodes, the length of each file - and a run
+that was killed goes on as if it had not been: rows written after the last checkpoint are cut off and made again.
+Several processes can share a run (`distributed`): all call `train` and get the same rows, the first one writes.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from etpo_core.sandbox import SandboxPool
+from etpo_paper.base import distributed, paths
+from etpo_paper.base.provenance import write_tensors
+from etpo_paper.base.settings import Settings, deciding
+from etpo_paper.data.tasks import Task
+from etpo_paper.environment.prompts import Action, program
+from etpo_paper.environment.rollout import Transition, collect
+from etpo_paper.environment.text_mdp import Step, TextEnvironments
+from etpo_paper.methods.common import set_rates
+from etpo_paper.report.results import STEP_COLUMNS, UPDATE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run it is and where it writes."""
+
+    scale: str
+    method: str
+    task: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """results/{scale}/{method}/{task}/seed{n}."""
+        return paths.run_folder(self.scale, self.method, self.task, self.seed)
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint that a run goes on from; it is there from the first update until the card is written."""
+        return self.folder / "checkpoint" / "state.pt"
+
+
+class RunFiles:
+    """The growing files of a run; each can be cut back to an earlier length."""
+
+    NAMES = ("steps.csv", "updates.csv", "samples.jsonl")
+
+    def __init__(self, folder: Path, lengths: dict[str, int] | None):
+        """Opens the files in `folder`, empty but for their headers, or cut back to `lengths` in bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        if lengths is None:
+            lengths = {name: 0 for name in self.NAMES}
+        for name in self.NAMES:
+            path = folder / name
+            path.touch()
+            os.truncate(path, lengths[name])
+        self._files = {name: (folder / name).open("a", newline="", encoding="utf-8") for name in self.NAMES}
+        self._steps = csv.writer(self._files["steps.csv"], lineterminator="\n")
+        self._updates = csv.writer(self._files["updates.csv"], lineterminator="\n")
+        if lengths["steps.csv"] == 0:
+            self._steps.writerow(STEP_COLUMNS)
+            self._updates.writerow(UPDATE_COLUMNS)
+            self.lengths()
+
+    def write(self, steps: list[dict], update: dict, samples: list[dict]) -> None:
+        """Appends the rows of one batch."""
+        self._steps.writerows([_text(row[c]) for c in STEP_COLUMNS] for row in steps)
+        self._updates.writerow([_text(update.get(c)) for c in UPDATE_COLUMNS])
+        for sample in samples:
+            self._files["samples.jsonl"].write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def lengths(self) -> dict[str, int]:
+        """Puts everything on disk and returns the length of each file in bytes."""
+        for file in self._files.values():
+            file.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _text(value: object) -> object:
+    """Floats with six significant digits, nothing for a missing value."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def run_parameters(run: Run, settings: Settings) -> dict:
+    """The settings that decide a run's numbers (how many workers execute the code does not)."""
+    return {
+        "training": settings.training.plain(),
+        "environment": settings.environment.plain(),
+        "method": settings.methods[run.method].plain(),
+        "sandbox": deciding(settings.sandbox),
+    }
+
+
+def fingerprint(parameters: dict, model_card: dict, task: Task) -> str:
+    """Names what a run depends on besides the code: its settings, the model, the table.
+
+    A warm-started model is named by what it was made from and how. Its weights differ in the last digits from one kind
+    of processor to another, and a matrix of runs may be completed on several; their sum stands in the run card.
+    """
+    model = model_card.get("warm_start") or model_card.get("sha256")
+    content = {"parameters": parameters, "model": model, "data": task.sha256}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def train(
+    run: Run,
+    agent,
+    method,
+    task: Task,
+    executor: SandboxPool,
+    settings: Settings,
+    mark: str,
+) -> Iterator[dict]:
+    """Runs a method on a task, or goes on with a run that was stopped.
+
+    Args:
+        run: names the run and its folder.
+        agent: writes the code; an `Agent` or a chat agent.
+        method: learns from it.
+        task: the data set.
+        executor: scores programs.
+        settings: of the scale.
+        mark: the run's `fingerprint` and the sum of the model's weights, say; a checkpoint with another mark is not
+            gone on from.
+
+    Yields:
+        The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all
+        files of the run but its card are complete; its checkpoint is left until that is written.
+    """
+    training, environment = settings.training, settings.environment
+    distributed.check_share(training.environments)
+    first = distributed.rank() == 0
+    generator = torch.Generator().manual_seed(run.seed)
+    environments = TextEnvironments(
+        task,
+        executor,
+        count=training.environments,
+        split_seeds=environment.split_seeds,
+        max_steps=environment.max_steps if method.reflect else 1,
+        failure_reward=environment.failure_reward,
+        forbid_grid_search=environment.forbid_grid_search,
+    )
+    method.start(agent, training)
+    kept = training.samples_per_update
+    state = distributed.from_first(lambda: _read_checkpoint(run.state, mark))
+    update, steps, best = 0, 0, None
+    if state is not None:
+        update, steps, best = state["update"], state["steps"], state["best"]
+        generator.set_state(state["generator"])
+        environments.set_state(state["environments"])
+        agent.set_state(state["agent"])
+        method.set_state(state["method"])
+    files = RunFiles(run.folder, None if state is None else state["lengths"]) if first else None
+    try:
+        while steps < training.env_steps:
+            started = time.perf_counter()
+            # The last batch takes what is left of the budget, to the next whole step of all environments.
+            left = -(-(training.env_steps - steps) // training.environments)
+            transitions, records = collect(
+                agent,
+                environments,
+                min(training.steps_per_update, left),
+                max_new_tokens=training.max_new_tokens,
+                generator=generator,
+                temperature=training.temperature,
+                top_k=training.top_k,
+            )
+            # Environments step together; what lies beyond the budget is neither learnt from nor reported.
+            transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
+            if method.trains:
+                done = steps / training.env_steps
+                set_rates(method.optimisers, 1 - (1 - training.final_rate) * done)
+            # Of a last batch with fewer transitions than processes, some would have none to learn from.
+            with distributed.everyone_alone(when=len(transitions) < distributed.size()):
+                learnt, credit = method.update(transitions)
+            if method.trains:
+                agent.refresh()
+            seconds = time.perf_counter() - started
+            rows = [_step_row(steps + i, update, *record) for i, record in enumerate(records, start=1)]
+            best = _better(best, records)
+            steps += len(records)
+            row = {"update": update, "steps": steps, **_summary(rows), **learnt, "seconds": seconds}
+            row["tokens_per_second"] = row["tokens"] / seconds
+            update += 1
+            if first:
+                samples = [_sample(r, *record) for r, record in zip(rows[:kept], records[:kept], strict=True)]
+                if credit:
+                    _add_credit(samples, transitions[:kept], agent, credit[:kept])
+                files.write(rows, row, samples)
+                run.state.parent.mkdir(exist_ok=True)
+                write_tensors(
+                    run.state,
+                    {
+                        "fingerprint": mark,
+                        "update": update,
+                        "steps": steps,
+                        "best": best,
+                        "generator": generator.get_state(),
+                        "environments": environments.get_state(),
+                        "agent": agent.get_state(),
+                        "method": method.get_state(),
+                        "lengths": files.lengths(),
+                    },
+                )
+            yield {**row, "best_reward": best["reward"] if best else environment.failure_reward}
+    finally:
+        if first:
+            files.close()
+    if not first:
+        return
+    (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
+    if method.trains:
+        agent.save_policy(run.folder / "checkpoint" / "policy")
+
+
+def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
+    return {
+        "step": number,
+        "update": update,
+        "environment": step.environment,
+        "episode": step.episode,
+        "episode_step": step.episode_step,
+        "reward": float(step.reward),
+        "done": int(step.done),
+        "status": step.status,
+        "error_class": step.error_class,
+        "code_hash": step.code_hash,
+        "tokens": action.token_count,
+    }
+
+
+def _summary(rows: list[dict]) -> dict:
+    rewards = [row["reward"] for row in rows]
+    return {
+        "mean_reward": sum(rewards) / len(rewards),
+        "max_reward": max(rewards),
+        "share_runs": sum(row["status"] == "ok" for row in rows) / len(rows),
+        "tokens": sum(row["tokens"] for row in rows),
+    }
+
+
+def _sample(row: dict, step: Step, action: Action) -> dict:
+    return {
+        "update": row["update"],
+        "step": row["step"],
+        "reward": float(_text(row["reward"])),
+        "status": row["status"],
+        "error": step.error,
+        "code": action.body,
+    }
+
+
+def _add_credit(samples: list[dict], transitions: list[Transition], agent, credit: list[list[float]]) -> None:
+    """Puts the text of each token and what the method held of it beside the code, for the pictures of credit."""
+    for sample, t, values in zip(samples, transitions, credit, strict=True):
+        sample["pieces"] = agent.pieces(t.action)
+        sample["credit"] = [float(f"{c:.3g}") for c in values]
+
+
+def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | None:
+    """The best code so far; the earliest among equals."""
+    for step, action in records:
+        if step.status == "ok" and (best is None or step.reward > best["reward"]):
+            best = {"reward": step.reward, "program": program(action.body)}
+    return best
+
+
+def _read_checkpoint(path: Path, mark: str) -> dict | None:
+    """The state that a run stopped in, or None where there is none or it belongs to other settings."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=False)  # our own file, never from elsewhere
+    except Exception:
+        return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
+    return state if state["fingerprint"] == mark else None

@@ -1,0 +1,214 @@
+"""Local files, the order of sources, damaged embedded tables and the `data` stage."""
+
+import csv
+import dataclasses
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+from etpo_paper.data.tasks import TASKS, load_task, prepare_task
+from etpo_paper.data.tasks.sources import read_arff
+from pipeline import data as stage
+
+
+def one_line(caught, *parts):
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """A copy of the embedded tables to damage."""
+    monkeypatch.setattr(paths, "EMBEDDED", shutil.copytree(paths.EMBEDDED, tmp_path / "embedded"))
+    return paths.EMBEDDED
+
+
+def test_missing_embedded_file(embedded):
+    (embedded / "pc1.arff").unlink()
+    with pytest.raises(UserError) as caught:
+        prepare_task("pc1")
+    one_line(caught, "task pc1", embedded / "pc1.arff", "no such file", "restore")
+
+
+@pytest.mark.parametrize(
+    "name, file, size, part",
+    [
+        ("pc1", "pc1.arff", 40_000, "expected an ARFF file"),  # within a line
+        ("pc1", "pc1.arff", 0, "expected an ARFF file"),
+        ("pharyngitis", "cleveland.csv", 0, "expected a CSV file"),
+        ("pharyngitis", "cleveland.csv", 9_000, "expected rows 297, found "),
+    ],
+)
+def test_truncated_embedded_file(embedded, name, file, size, part):
+    path = embedded / file
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError) as caught:
+        prepare_task(name)
+    one_line(caught, path, part, "restore the file")
+
+
+def test_embedded_file_cut_at_a_line(embedded):
+    path = embedded / "pc1.arff"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError) as caught:
+        prepare_task("pc1")
+    one_line(caught, "expected 1109 rows, found 1108")
+
+
+@pytest.mark.parametrize(
+    "name, file", [("pc1", "pc1.arff"), ("airlines", "nycflights13.arff"), ("kidney-stone", "urine.csv")]
+)
+def test_changed_embedded_cell(embedded, name, file):
+    path = embedded / file
+    head, _, tail = path.read_text().rpartition("5")
+    path.write_text(head + "6" + tail)
+    with pytest.raises(UserError) as caught:
+        prepare_task(name)
+    one_line(caught, path, "expected sha256", "found", "restore")
+
+
+def test_binary_embedded_file(embedded):
+    for file, name in (("pc1.arff", "pc1"), ("urine.csv", "kidney-stone")):
+        (embedded / file).write_bytes(bytes(range(256)) * 10)
+        with pytest.raises(UserError) as caught:
+            prepare_task(name)
+        one_line(caught, file, "expected a")
+
+
+def test_read_arff(tmp_path):
+    path = tmp_path / "t.arff"
+    path.write_text(
+        "% comment\n@RELATION t\n@ATTRIBUTE 'a b' {'no way',yes}\n@attribute k {hit,miss}\n@ATTRIBUTE v(g) REAL\n"
+        "@DATA\n'no way',miss,1.5\nyes,hit,?\n?,hit,-2\n"
+    )
+    x, y, columns = read_arff(path, "k")
+    assert columns == ("a b", "v(g)")
+    assert np.array_equal(x, [[0, 1.5], [1, np.nan], [np.nan, -2]], equal_nan=True)
+    assert y.tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="no column z"):
+        read_arff(path, "z")
+
+
+def test_local_openml_file(tmp_path):
+    for place in ("credit-g.arff", "credit-g/dataset_31_credit-g.arff", "31/31.arff"):
+        folder = tmp_path / place.replace("/", "_")
+        (folder / place).parent.mkdir(parents=True)
+        shutil.copy(paths.EMBEDDED / "credit-g.arff", folder / place)
+        task = prepare_task("credit-g", ("local",), folder)
+        assert (task.source, task.stand_in, task.sha256) == ("local", None, TASKS["credit-g"].sha256)
+
+
+@pytest.fixture
+def small_kaggle(monkeypatch):
+    """kidney-stone and health-insurance with tables of six made-up rows."""
+    for name, features in (("kidney-stone", 1), ("health-insurance", 2)):
+        small = dataclasses.replace(
+            TASKS[name], raw_rows=6, rows=5, features=features, class_counts=(3, 2), sha256=None
+        )
+        monkeypatch.setitem(TASKS, name, small)
+
+
+KIDNEY = "id,gravity,target\n0,1.5,0\n1,1.25,1\n2,,1\n3,1.75,0\n4,1,1\n5,2,0\n"
+HEALTH = "ID,City,Age,Response\n1,C3,36,0\n2,C10,75,0\n3,C5,32,1\n4,C3,36,1\n5,C5,,0\n6,C10,9,0\n"
+
+
+@pytest.mark.parametrize("place", ["kidney-stone/train.csv", "playground-series-s3e12/train.csv", "kidney_stone.csv"])
+def test_local_competition_file(small_kaggle, tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(KIDNEY)
+    task = prepare_task("kidney-stone", ("local",), tmp_path)
+    assert task.x[:, 0].tolist() == [1.5, 1.25, 1.75, 1, 2] and task.y.tolist() == [0, 1, 0, 1, 0]
+    assert task.stand_in is None and task.columns == ("gravity",)
+
+
+def test_local_dataset_file(small_kaggle, tmp_path):
+    (tmp_path / "Health Insurance Lead Prediction Raw Data.csv").write_text(HEALTH)
+    task = prepare_task("health-insurance", ("local",), str(tmp_path))
+    assert task.x.tolist() == [[1, 2], [0, 3], [2, 1], [1, 2], [0, 0]]  # C10 < C3 < C5; 9 < 32 < 36 < 75
+    assert task.y.tolist() == [0, 0, 1, 1, 0]
+
+
+def test_bare_train_csv_is_not_guessed_at(small_kaggle, tmp_path):
+    (tmp_path / "train.csv").write_text(KIDNEY)
+    with pytest.raises(UserError) as caught:
+        prepare_task("kidney-stone", ("local",), tmp_path)
+    one_line(caught, tmp_path, "expected kidney-stone/train.csv", "Kaggle playground-series-s3e12")
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        (KIDNEY.replace("5,2,0\n", ""), "expected 6 rows, found 5"),
+        (KIDNEY.replace("target", "result"), "no column target"),
+        (KIDNEY.replace("id,", "key,"), "expected the columns of Kaggle playground-series-s3e12"),
+        (KIDNEY.replace("1.75", "heavy"), "expected the columns of Kaggle playground-series-s3e12"),
+        (KIDNEY.replace("4,1,1", "4,1,0"), "expected class counts (3, 2), found (4, 1)"),
+        ("", "expected a CSV file"),
+    ],
+)
+def test_bad_local_file(small_kaggle, tmp_path, text, part):
+    path = tmp_path / "kidney_stone.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        prepare_task("kidney-stone", ("local",), tmp_path)
+    one_line(caught, path, part, "download the file again")
+
+
+def test_wrong_local_table_of_the_right_shape(tmp_path):
+    spec = TASKS["kidney-stone"]
+    with open(tmp_path / "kidney_stone.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", *"abcdef", "target"])
+        rows.writerows([i, *range(6), int(i >= spec.class_counts[0])] for i in range(spec.raw_rows))
+    with pytest.raises(UserError) as caught:
+        prepare_task("kidney-stone", ("local",), tmp_path)
+    one_line(caught, f"expected sha256 {spec.sha256}, found ")
+
+
+def test_next_source_is_tried_and_the_failure_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        task = prepare_task("cmc", ("local", "embedded"), tmp_path)
+    assert task.source == "embedded"
+    assert "taken from source embedded, because local: " in caplog.text and "cmc.arff" in caplog.text
+
+
+def test_all_sources_fail_in_one_line(embedded, tmp_path):
+    (embedded / "cmc.arff").unlink()
+    with pytest.raises(UserError) as caught:
+        prepare_task("cmc", ("embedded", "local"), tmp_path / "nowhere")
+    one_line(caught, "task cmc: no source gave its table", "embedded: ", " | local: ", "no such folder")
+
+
+def test_bad_arguments(tmp_path):
+    for given, part in (
+        (("iris",), "unknown task 'iris'"),
+        (("cmc", ("web",)), "unknown data source 'web'"),
+        (("cmc", ()), "no data source given"),
+        (("cmc", ("local",)), "set `local_folder`"),
+    ):
+        with pytest.raises(UserError) as caught:
+            prepare_task(*given)
+        one_line(caught, part)
+
+
+def test_stage_writes_all_tables(tmp_path, capsys):
+    stage.main(["--sources", "embedded", "--out", str(tmp_path)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{n}.{s}" for n in TASKS for s in ("csv", "json"))
+    assert load_task("eucalyptus", tmp_path).stand_in
+    assert "14 tables in" in (out := capsys.readouterr().out) and "6 are stand-ins" in out
+
+
+def test_stage_one_task_and_errors(tmp_path, capsys):
+    stage.main(["--sources", "embedded", "--task", "cmc", "--out", str(tmp_path)])
+    assert {p.name for p in tmp_path.iterdir()} == {"cmc.csv", "cmc.json"}
+    with pytest.raises(SystemExit) as stopped:
+        stage.main(["--sources", "local", "--local-folder", str(tmp_path / "no"), "--task", "cmc"])
+    assert stopped.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "task cmc: no source gave its table" in errors[0]

@@ -1,0 +1,348 @@
+"""The chat agent against a real HTTP server that speaks the protocol, well and badly."""
+
+import ast
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from etpo_core.errors import UserError
+from etpo_paper.environment.prompts import Prompt, program, task_prompt
+from etpo_paper.model import chat
+from etpo_paper.model.chat import ChatAgent, extract_body
+
+BODY = "    from sklearn.svm import SVC\n    model = SVC(probability=True).fit(x_train, y_train)\n"
+PROMPT = task_prompt("Toy", features=3, rows=10)
+
+
+class Server:
+    """Answers POST /v1/chat/completions with what `script` says: a (status, headers, body) a request."""
+
+    def __init__(self):
+        self.requests: list[dict] = []
+        self.script = lambda request: completion(BODY)
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                request |= {"path": self.path, "authorization": self.headers["authorization"]}
+                with lock:
+                    server.requests.append(request)
+                    status, headers, body = server.script(request)
+                self.send_response(status)
+                for name, value in {"content-type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def says(self, *answers) -> None:
+        """Gives these answers one after another, the last one for ever."""
+        self.script = lambda request: answers[min(len(self.requests), len(answers)) - 1]
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def completion(text, usage=(11, 7)):
+    body = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "toy",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+    }
+    if usage:
+        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return 200, {}, json.dumps(body).encode()
+
+
+def failure(status, message="no", headers=(), **fields):
+    return status, dict(headers), json.dumps({"error": {"message": message, **fields}}).encode()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(chat, "_PAUSES", (0.01,) * 5)
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def agent(server):
+    return ChatAgent("toy", base_url=server.url, api_key="secret")
+
+
+def refusal(agent, prompts=(PROMPT,)) -> str:
+    with pytest.raises(UserError) as error:
+        agent.generate(prompts)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
+    return str(error.value)
+
+
+def test_without_a_key_there_is_no_agent(monkeypatch):
+    assert ChatAgent.from_environment() is None
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        ChatAgent()
+
+
+def test_the_environment_names_key_and_endpoint(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "from-environment")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    agent = ChatAgent.from_environment("gpt-4")
+    assert agent.generate([PROMPT]) == [BODY]
+    request = server.requests[0]
+    assert request["path"] == "/v1/chat/completions" and request["authorization"] == "Bearer from-environment"
+    assert request["model"] == "gpt-4" and agent.endpoint == server.url
+
+
+def test_what_is_sent(agent, server):
+    agent.generate([PROMPT], temperature=0.3, max_new_tokens=55, seed=9)
+    (request,) = server.requests
+    assert (request["temperature"], request["max_tokens"], request["seed"]) == (0.3, 55, 9)
+    system, user = request["messages"]
+    assert system["role"] == "system" and "body" in system["content"]
+    assert user["content"].startswith(PROMPT.prefix) and user["content"].endswith(PROMPT.suffix)
+
+
+def test_answers_keep_the_order_of_the_prompts_and_tokens_are_counted(agent, server):
+    def answer(request):
+        number = int(request["messages"][1]["content"].split("#")[1])
+        time.sleep(0.02 * (3 - number % 4))
+        return completion(f"    model = {number}\n", usage=(100, number))
+
+    server.script = answer
+    prompts = [Prompt(f"#{i}#") for i in range(10)]
+    assert agent.generate(prompts, seed=5) == [f"    model = {i}\n" for i in range(10)]
+    assert agent.action_tokens == list(range(10))
+    assert (agent.prompt_tokens, agent.completion_tokens) == (1000, 45)
+    assert sorted(request["seed"] for request in server.requests) == list(range(5, 15))
+    agent.generate([Prompt("#3#")])
+    assert (agent.prompt_tokens, agent.completion_tokens, agent.action_tokens) == (1100, 48, [3])
+
+
+def test_bodies_are_told_while_others_are_still_being_asked_for(agent, server):
+    told, asked = [], threading.Event()
+
+    def answer(request):
+        number = int(request["messages"][1]["content"].split("#")[1])
+        if number == 1:
+            assert asked.wait(10)  # until the first body has been told
+        return completion(f"    model = {number}\n")
+
+    def ended(body):
+        told.append(body)
+        asked.set()
+
+    server.script, bodies = answer, ["    model = 0\n", "    model = 1\n"]
+    assert agent.generate([Prompt("#0#"), Prompt("#1#")], ended=ended) == bodies == told
+
+
+def test_a_server_that_does_not_count_tokens(agent, server):
+    server.says(completion(BODY, usage=None))
+    assert agent.generate([PROMPT]) == [BODY] and agent.action_tokens == [0]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_told_at_once(agent, server, status):
+    server.says(failure(status, "Incorrect API key provided: secret"))
+    assert "OPENAI_API_KEY" in refusal(agent) and len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again(agent, server):
+    server.says(failure(429), failure(429, headers={"retry-after": "0.4"}), failure(500), completion(BODY))
+    begin = time.monotonic()
+    assert agent.generate([PROMPT]) == [BODY] and len(server.requests) == 4
+    assert time.monotonic() - begin > 0.4
+
+
+def test_a_server_that_stays_busy_is_given_up(agent, server):
+    server.says(failure(429, "slow down"))
+    assert "slow down" in refusal(agent) and len(server.requests) == 6
+    server.requests.clear()
+    server.says(failure(429, "pay first", code="insufficient_quota"))
+    assert "pay first" in refusal(agent) and len(server.requests) == 1
+
+
+def test_a_failing_server(agent, server):
+    server.says(failure(500, "broken inside"))
+    assert "500 (broken inside" in refusal(agent).replace("Error code: 500 - ", "") and len(server.requests) == 6
+
+
+def test_an_unknown_model_and_a_bad_request_are_told_at_once(agent, server):
+    server.says(failure(404))
+    assert "no model toy" in refusal(agent)
+    server.says(failure(400, "max context is 12 tokens"))
+    assert "max context is 12 tokens" in refusal(agent) and len(server.requests) == 2
+
+
+def test_models_that_know_the_limit_by_its_newer_name(agent, server):
+    server.says(failure(400, "use max_completion_tokens", param="max_tokens"), completion(BODY))
+    assert agent.generate([PROMPT], max_new_tokens=5) == [BODY]
+    assert agent.generate([PROMPT], max_new_tokens=6) == [BODY]
+    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 5, 6]
+
+
+def test_all_requests_in_flight_learn_the_newer_name(agent, server):
+    def answer(request):
+        old = "max_tokens" in request
+        return failure(400, "no", param="max_tokens") if old else completion(BODY)
+
+    server.script = answer
+    assert agent.generate([PROMPT] * 8) == [BODY] * 8
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>hello</html>", b"{", b"{}", b"[]", b"null", b'"text"', b'{"choices": []}', b'{"choices": [{}]}',
+     b'{"choices": [{"message": {"content": 5}}]}', b'{"choices": [{"message": null}]}', b"\xff\xfe"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["application/json", "text/html"])
+def test_what_is_no_chat_completion_is_one_line(agent, server, body, kind):
+    server.says((200, {"content-type": kind}, body))
+    assert "something else than a chat completion" in refusal(agent)
+
+
+def test_an_empty_answer_is_an_empty_action(agent, server):
+    server.says(completion(None))
+    assert agent.generate([PROMPT]) == [""]
+
+
+def test_a_server_that_is_not_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = ChatAgent("toy", base_url=f"http://name:secret@127.0.0.1:{port}/v1", api_key="secret")
+    begin = time.monotonic()
+    assert "cannot be reached" in refusal(agent, [PROMPT] * 8)
+    assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("url", ["localhost", "ftp://127.0.0.1/v1", "http://"])
+def test_an_address_that_is_none(url):
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        ChatAgent("toy", base_url=url, api_key="secret").generate([PROMPT])
+
+
+# From an answer to a body ------------------------------------------------------------------------------------------
+
+PLAIN = "from sklearn.svm import SVC\nmodel = SVC(probability=True).fit(x_train, y_train)\n"
+FUNCTION = (
+    "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
+    '    """Trains.\n\n    A lot.\n    """\n'
+    "    # a comment\n"
+    "    from sklearn.svm import SVC\n"
+    "    model = SVC(probability=True).fit(x_train, y_train)\n"
+    "    return model\n"
+)
+
+
+def indented(text: str, by: str) -> str:
+    return "".join(by + line for line in text.splitlines(keepends=True))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    {
+        "as asked": BODY,
+        "no indentation": PLAIN,
+        "two spaces": indented(PLAIN, "  "),
+        "eight spaces": indented(PLAIN, " " * 8),
+        "tabs": indented(PLAIN, "\t"),
+        "first line without": PLAIN.replace("\nmodel", "\n    model"),
+        "windows line ends": BODY.replace("\n", "\r\n"),
+        "no last newline": BODY.rstrip(),
+        "blank lines around": "\n\n" + BODY + "\n\n",
+        "with return": BODY + "    return model\n",
+        "with return, bare": PLAIN + "return model  # done",
+        "fenced": f"Here you are:\n\n```python\n{BODY}```\nThis trains a classifier.",
+        "fenced, no language": f"```\n{PLAIN}```",
+        "fenced with tildes": f"~~~python\n{PLAIN}~~~",
+        "fenced, cut short": f"```python\n{BODY}",
+        "fenced, indented fence": f"1. Do this:\n   ```python\n{BODY}   ```\n",
+        "two blocks": f"First\n```bash\npip install x\n```\nthen\n```python\n{BODY}```",
+        "function": FUNCTION,
+        "function, indented": indented(FUNCTION, "    "),
+        "function, fenced": f"Sure!\n```python\n{FUNCTION}```\nDone.",
+        "function, cut short": FUNCTION.replace("    return model\n", ""),
+        "function, used below": f"{FUNCTION}\n\nmodel = build_model(x, y)\nprint(model)\n",
+        "function with long signature": FUNCTION.replace(
+            "(x_train: np.ndarray, y_train: np.ndarray):", "(\n    x_train: np.ndarray,\n    y_train: np.ndarray,\n):"
+        ),
+        "imports above the function": (
+            "from sklearn.svm import SVC\n\n" + FUNCTION.replace("    from sklearn.svm import SVC\n", "")
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_bodies_are_found(answer):
+    body = extract_body(answer[1])
+    assert [line for line in body.splitlines() if line.strip() and "#" not in line] == BODY.splitlines()
+    assert body.endswith("\n") and not body.endswith("\n\n")
+    ast.parse(program(body))
+
+
+def test_nested_blocks_keep_their_shape():
+    body = "if len(x_train) > 5:\n    for k in (1, 2):\n        model = k\nelse:\n    model = 0"
+    assert extract_body(body) == indented(body, "    ") + "\n"
+    inside = "    if a:\n        model = 1\n\n    else:\n        model = 2\n"
+    assert extract_body(inside) == inside
+
+
+def test_helpers_above_the_function_move_in_and_the_rest_stays_out():
+    answer = (
+        '"""A file."""\nimport numpy as np\n\n@decorate\ndef helper(a):\n    return a\n\n'
+        "def build_model(x_train, y_train):\n    model = helper(1)\n    return model\n\ndef after():\n    pass\n"
+    )
+    assert extract_body(answer) == (
+        "    import numpy as np\n    @decorate\n    def helper(a):\n        return a\n    model = helper(1)\n"
+    )
+
+
+def test_a_function_cut_off_in_the_middle_keeps_what_came():
+    answer = f"```python\nimport math\n{FUNCTION.split('    return')[0]}    other = SVC("
+    body = extract_body(answer)
+    assert body.startswith("    import math\n") and body.endswith("    other = SVC(\n")
+    assert "def build_model" not in body and BODY.splitlines()[1] in body.splitlines()
+
+
+def test_one_line_functions():
+    assert extract_body("def build_model(x_train, y_train): model = 3; other = 4") == "    model = 3; other = 4\n"
+
+
+def test_an_inner_return_stays():
+    body = "    def f():\n        return model\n    model = f()\n    return f()\n"
+    assert extract_body(body) == body
+
+
+@pytest.mark.parametrize("answer", ["", "\n \n", "```python\n```", "```", "def build_model(x_train, y_train):\n"])
+def test_nothing_is_nothing(answer):
+    assert extract_body(answer).strip() in ("", "```")
+
+
+@pytest.mark.parametrize("answer", ["I cannot do that.", "model = (", "def build_model", "\x00", "a\x00b\n  c"])
+def test_what_is_no_python_comes_through_for_the_environment_to_refuse(answer):
+    body = extract_body(answer)
+    assert body.strip()
+    with pytest.raises((SyntaxError, ValueError)):
+        ast.parse(program(body))

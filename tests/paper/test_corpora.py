@@ -1,0 +1,293 @@
+"""The perplexity texts: Wikipedia's markup, the stand-ins, and the hub behind a local fake of it."""
+
+import bz2
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+from etpo_paper.data import corpora
+from etpo_paper.data.corpora import CORPORA, HubText, build_corpus, hub_documents, load_corpus
+from etpo_paper.data.wikitext import clean_wikitext, read_dump
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ARTICLE = """{{Infobox person
+| name = {{nowrap|Ada}}
+}}
+<!-- a comment -->'''Ada''' ({{IPA|x}}) was a [[mathematician|maths person]] from [[London]].<ref>{{cite web|url=x}}
+more</ref><ref name="a" /> She wrote ''Notes''&nbsp;&ndash; see [http://example.org/a her page].
+[[File:Ada.jpg|thumb|A [[portrait]] of Ada]]
+{| class="wikitable"
+| cell || {{x|}}
+|}
+The sum <math>x^2</math> is<br /> small.
+
+
+
+== Life ==
+* born in [[1815]]
+[[Category:People]]
+== See also ==
+* [[Charles Babbage]]
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CORPORA", tmp_path / "corpora")
+    monkeypatch.setattr(paths, "DOWNLOADS", tmp_path / "downloads")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the only hub here is our own
+    return tmp_path
+
+
+def one_line(error) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Markup ------------------------------------------------------------------------------------------------------------
+
+
+def test_markup_is_reduced_to_text():
+    assert clean_wikitext(ARTICLE) == (
+        "Ada was a maths person from London. She wrote Notes – see her page.\n\n"
+        "The sum is small.\n\n== Life ==\n* born in 1815"
+    )
+
+
+@pytest.mark.parametrize(
+    "markup, text",
+    [
+        ("a {{b {{c}} d}} e", "a e"),
+        ("a {{b {{c}} d", "a {{b {{c}} d"),  # never closed: nothing is lost
+        ("a }} b {{c}} d", "a }} b d"),
+        ("{{a}}{{b}}", ""),
+        ("[[Image:x|[[y]] z]] w [[v]]", "w v"),
+        ("[[a|b]] [[c]]", "b c"),
+        ("{|\n{|\n|inner\n|}\n|outer\n|}\nafter", "after"),
+        ("x < y and y > z", "x < y and y > z"),
+        ("", ""),
+    ],
+)
+def test_nested_markup(markup, text):
+    assert clean_wikitext(markup) == text
+
+
+def test_only_articles_are_read_from_a_dump():
+    page = "<page><title>{}</title><ns>{}</ns><revision><text>{}</text></revision></page>"
+    pages = page.format("A", 0, "one") + page.format("Talk:A", 1, "two") + page.format("B", 0, "")
+    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
+    assert read_dump(dump.encode()) == [("A", "one"), ("B", "")]
+
+
+# The stand-ins -----------------------------------------------------------------------------------------------------
+
+
+def test_code_and_papers_are_built_the_same_every_time():
+    for name in ("github", "arxiv"):
+        card = build_corpus(name, "packaged", 50_000, "smoke")
+        data = (paths.CORPORA / "smoke" / f"{name}.txt").read_bytes()
+        assert build_corpus(name, "packaged", 50_000, "smoke") == card
+        assert (paths.CORPORA / "smoke" / f"{name}.txt").read_bytes() == data
+        text = load_corpus(name, "smoke")
+        assert len(text.text) == card["characters"] == 50_000
+        assert text.stand_in == CORPORA[name].stand_in and "in place of" in text.stand_in
+        assert card["licence"] in ("BSD-3-Clause", "MIT") and text.source == card["source"]
+        assert build_corpus(name, "packaged", 1000, "smoke")["sha256"] != card["sha256"]
+    assert "\\begin{document}" in load_corpus("arxiv", "smoke").text or card["documents"] == 1
+
+
+def test_the_papers_are_whole_and_no_longer_than_they_are():
+    card = build_corpus("arxiv", "packaged", 10**7, "smoke")
+    assert card["documents"] == 3 and card["characters"] == 180_917 + 2 * 2
+    assert load_corpus("arxiv", "smoke").text.count("\\begin{document}") == 3
+
+
+def test_no_test_and_no_scikit_learn_in_the_code():
+    names = [name for name, _ in corpora._package_code()]
+    assert len(names) > 200 and not any("tests/" in name for name in names)
+    assert names != sorted(names)  # no alphabetical cluster in a text that is cut
+
+
+def test_a_changed_paper_is_refused(root, monkeypatch):
+    monkeypatch.setattr(corpora, "VENDORED", root)
+    with pytest.raises(UserError, match="git checkout") as error:
+        build_corpus("arxiv", "packaged", 1000, "smoke")
+    one_line(error)
+
+
+def test_articles_come_from_the_wheel(root, monkeypatch):
+    page = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
+    pages = page.format("A", "'''A''' is [[b]].") + page.format("C", "#REDIRECT [[A]]") + page.format("D", "d")
+    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
+    paths.DOWNLOADS.mkdir()
+    wheel = paths.DOWNLOADS / corpora.GENSIM_WHEEL
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(corpora.ARTICLES, bz2.compress(dump.encode()))
+    monkeypatch.setattr(corpora, "GENSIM_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    card = build_corpus("wikitext", "packaged", 1000, "smoke")
+    text = load_corpus("wikitext", "smoke").text
+    assert sorted(text.split("\n\n")) == ["= A =", "= D =", "A is b.", "d"]
+    assert card["documents"] == 2 and "CC BY-SA" in card["licence"] and "gensim" in card["stand_in"]
+
+
+def test_names_sources_and_damaged_files_are_checked():
+    with pytest.raises(UserError, match="choose one of: arxiv, github, wikitext"):
+        build_corpus("books", "packaged", 10, "smoke")
+    with pytest.raises(UserError, match="choose one of: hub, packaged"):
+        build_corpus("arxiv", "web", 10, "smoke")
+    with pytest.raises(UserError, match="pipeline.corpora"):
+        load_corpus("arxiv", "smoke")
+    build_corpus("arxiv", "packaged", 100, "smoke")
+    (paths.CORPORA / "smoke" / "arxiv.txt").write_text("something else")
+    with pytest.raises(UserError, match="is not the text that arxiv.json describes"):
+        load_corpus("arxiv", "smoke")
+    for damage in ("{", "[]", "{}"):
+        (paths.CORPORA / "smoke" / "arxiv.json").write_text(damage)
+        with pytest.raises(UserError, match="not readable") as error:
+            load_corpus("arxiv", "smoke")
+        one_line(error)
+
+
+# The hub -----------------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """Serves files of data sets as the hub does: commit, ETag and size in the head, then the bytes."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                hub.asked.append(self.path)
+                data = hub.files.get(self.path)
+                self.send_response(200 if data is not None else 404)
+                if data is None:
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", "a" * 40)
+                self.send_header("ETag", f'"{corpora._sha256(data or b"")}"')
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                return data
+
+            def do_GET(self):
+                self.wfile.write(self.do_HEAD() or b"")
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    yield hub
+    hub.close()
+
+
+def put(hub, name, data: bytes):
+    spec = CORPORA[name].hub
+    hub.files[f"/datasets/{spec.repo}/resolve/{spec.revision}/{spec.file}"] = data
+
+
+def parquet(root, **columns) -> bytes:
+    pd.DataFrame(columns).to_parquet(root / "file.parquet")
+    return (root / "file.parquet").read_bytes()
+
+
+def test_the_corpora_themselves_come_from_the_hub(root, hub):
+    put(hub, "github", parquet(root, path=["a.py", "b.c", "c.py"], content=["import a", "int b;", "c = 1"]))
+    put(hub, "wikitext", parquet(root, text=["", " = Lobster = \n", " It swims . \n"]))
+    put(hub, "arxiv", b"".join(json.dumps({"text": t, "meta": {}}).encode() + b"\n" for t in ("\\section{é}", "x")))
+    expected = {
+        "github": "import a\n\nc = 1",
+        "wikitext": " = Lobster = \n It swims . \n",
+        "arxiv": "\\section{é}\n\nx",
+    }
+    for name, text in expected.items():
+        card = build_corpus(name, "hub", 1000, "smoke")
+        assert load_corpus(name, "smoke").text == text
+        assert card["stand_in"] is None and CORPORA[name].hub.repo in card["source"]
+    assert build_corpus("arxiv", "hub", 8, "smoke")["characters"] == 8
+    # what is there already is not sent again
+    assert sum("arxiv" in path for path in hub.asked) <= 4
+
+
+def test_offline_mode_is_told(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot read data set") as error:
+        build_corpus("github", "hub", 1000, "smoke")
+    one_line(error)
+    assert not hub.asked
+
+
+def test_a_hub_without_the_file(hub):
+    with pytest.raises(UserError, match="codeparrot/github-code from the Hugging Face hub") as error:
+        build_corpus("github", "hub", 1000, "smoke")
+    assert "corpora.source" in one_line(error)
+
+
+@pytest.mark.parametrize("data", [b"no parquet", b""])
+def test_a_hub_with_something_else(hub, data):
+    put(hub, "wikitext", data)
+    with pytest.raises(UserError, match="not the expected file") as error:
+        build_corpus("wikitext", "hub", 1000, "smoke")
+    one_line(error)
+
+
+def test_a_hub_with_other_columns(root, hub):
+    put(hub, "wikitext", parquet(root, page=["x"]))
+    put(hub, "arxiv", b'{"page": "x"}\n')
+    for name in ("wikitext", "arxiv"):
+        with pytest.raises(UserError, match="not the expected file.*text") as error:
+            build_corpus(name, "hub", 1000, "smoke")
+        one_line(error)
+
+
+def test_a_hub_that_is_not_there(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="cannot read data set a/b") as error:
+        list(hub_documents(HubText("a/b", "c.jsonl", "text", "")))
+    one_line(error)
+    assert time.monotonic() - begin < 5  # the hub's own client would try for half a minute
+
+
+def test_the_stage_says_in_one_line_what_is_wrong(root):
+    (root / "params.yaml").write_text(
+        "corpora: {source: packaged, characters: 10}\nmethods: {}\n"
+        "scales: {smoke: {model: tiny, methods: [], tasks: [], seeds: []}}\n"
+    )
+    environment = os.environ | {"ETPO_ROOT": str(root), "PIP_NO_INDEX": "1"}
+    for scale, words in (("smoke", "gensim==4.4.0: pip could not download it"), ("huge", "unknown scale 'huge'")):
+        command = [sys.executable, "-m", "pipeline.corpora", "--scale", scale]
+        done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+        assert words in done.stderr

@@ -1,0 +1,183 @@
+import json
+
+import pytest
+import torch
+from transformers import CodeLlamaTokenizer
+
+from etpo_core.errors import UserError
+from etpo_paper.environment.prompts import Prompt, task_prompt
+from etpo_paper.model import loading as language_model
+from etpo_paper.model.loading import (
+    CONTINUATION,
+    INFILL,
+    build_tiny,
+    check_files,
+    decode_action,
+    encode_prompt,
+    fetch_hub,
+    load_model,
+)
+
+BODY = "    from sklearn.svm import SVC\n    model = SVC(probability=True)\n    model.fit(x_train, y_train)\n"
+TEXTS = [task_prompt("Balance Scale", 4, 62).prefix, BODY] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A models folder with one tiny model."""
+    models = tmp_path_factory.mktemp("models")
+    build_tiny(models / "tiny-base", TEXTS, seed=3)
+    return models
+
+
+@pytest.fixture
+def models(folder, monkeypatch):
+    monkeypatch.setattr(language_model, "MODELS", folder)
+    return folder
+
+
+def test_tiny_is_loaded_frozen_with_its_card(models):
+    model, tokenizer, card = load_model("tiny-base")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert model.config._attn_implementation == "eager"
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert 100_000 < card["parameters"] < 1_000_000
+    assert card["format"] == CONTINUATION and card["warm_start"] is None and card["stand_in"]
+    assert card["eos_token_id"] == tokenizer.eos_token_id != tokenizer.pad_token_id
+    assert len(tokenizer) == model.config.vocab_size
+    assert not list(models.glob(".*")), "no half-written folder stays behind"
+
+
+def test_tiny_is_a_function_of_texts_and_seed(models, tmp_path):
+    again = build_tiny(tmp_path / "tiny-base", TEXTS, seed=3)
+    other = build_tiny(tmp_path / "other", TEXTS, seed=4)
+    assert again["sha256"] == check_files("tiny-base", whole=True)["sha256"] != other["sha256"]
+    tokenizers = [path / "tokenizer.json" for path in (models / "tiny-base", tmp_path / "tiny-base")]
+    assert tokenizers[0].read_bytes() == tokenizers[1].read_bytes()
+
+
+def test_building_a_model_leaves_the_random_state_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_tiny(tmp_path / "m", TEXTS, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_loads_in_another_precision(models):
+    assert load_model("tiny-base", torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_missing_and_damaged_models_name_the_stage(models, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no language model at .*python -m pipeline.warm_start --model smollm2"):
+        load_model("smollm2")
+    with pytest.raises(UserError, match="known models are codellama, codellama-base, smollm2"):
+        load_model("nonsense")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    build_tiny(tmp_path / "tiny-base", TEXTS)
+    weights = tmp_path / "tiny-base" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # same size
+    check_files("tiny-base")
+    with pytest.raises(UserError, match=r"SHA-256.*pipeline.base_model --model tiny"):
+        check_files("tiny-base", whole=True)
+    weights.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"has 1000 bytes.*pipeline.base_model --model tiny"):
+        load_model("tiny-base")
+    (tmp_path / "tiny-base" / "card.json").write_text("[]")
+    with pytest.raises(UserError, match="is not a model card"):
+        load_model("tiny-base")
+
+
+def test_continuation_is_the_prefix_and_nothing_else(models):
+    _, tokenizer, card = load_model("tiny-base")
+    prompt = task_prompt("Balance Scale", 4, 62)
+    ids = encode_prompt(tokenizer, prompt, card["format"])
+    assert tokenizer.decode(ids) == prompt.prefix
+    assert card["eos_token_id"] not in ids
+    with pytest.raises(UserError, match="no <PRE>"):
+        encode_prompt(tokenizer, prompt, INFILL)
+    with pytest.raises(UserError, match="unknown prompt format 'chat'"):
+        encode_prompt(tokenizer, prompt, "chat")
+
+
+def test_action_text_is_exact_and_ends_at_the_end_token(models):
+    _, tokenizer, card = load_model("tiny-base")
+    ids = tokenizer(BODY).input_ids
+    assert decode_action(tokenizer, [*ids, card["eos_token_id"], *ids], card["eos_token_id"]) == BODY
+    assert decode_action(tokenizer, [card["eos_token_id"]], card["eos_token_id"]) == ""
+
+
+@pytest.fixture(scope="module")
+def infill_tokenizer():
+    """A tokenizer of CodeLlama's class: characters only, with the four infilling tokens."""
+    special = ["<unk>", "<s>", "</s>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    characters = sorted(set("".join(TEXTS).replace(" ", "▁")) | set("\n=▁return model"))
+    vocabulary = {token: i for i, token in enumerate([*special, *[c for c in characters if c != " "]])}
+    return CodeLlamaTokenizer(vocab=vocabulary, merges=[])
+
+
+def test_infill_is_prefix_suffix_middle(infill_tokenizer):
+    prompt = Prompt("def f(x):\n", "    return model\n")
+    ids = encode_prompt(infill_tokenizer, prompt, INFILL)
+    tokens = infill_tokenizer.convert_ids_to_tokens(ids)
+    assert tokens[:2] == ["<s>", "▁<PRE>"] and tokens[-1] == "▁<MID>"
+    middle = tokens.index("▁<SUF>")
+    assert "".join(tokens[2:middle]) == "▁def▁f(x):\n"
+    assert "".join(tokens[middle + 1 : -1]) == "▁▁▁▁return▁model\n"
+
+
+def test_infill_is_what_transformers_makes_of_it(infill_tokenizer):
+    prompt = task_prompt("Balance Scale", 4, 62)
+    ours = encode_prompt(infill_tokenizer, prompt, INFILL)
+    assert infill_tokenizer(prompt.prefix, suffix=prompt.suffix).input_ids == ours
+
+
+def test_infill_action_keeps_its_first_space(infill_tokenizer):
+    tokens = list(BODY.replace(" ", "▁"))
+    ids = infill_tokenizer.convert_tokens_to_ids(tokens)
+    end = infill_tokenizer.convert_tokens_to_ids("▁<EOT>")
+    assert infill_tokenizer.decode(ids) != BODY  # why decode_action exists
+    assert decode_action(infill_tokenizer, [*ids, end], end) == BODY
+
+
+def test_a_local_model_is_referred_to_and_not_copied(models, tmp_path, monkeypatch):
+    source = models / "tiny-base"
+    card = fetch_hub(str(source), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["card.json"]
+    assert card["path"] == str(source) and card["format"] == CONTINUATION and "CodeLlama" in card["stand_in"]
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    model, _, loaded = load_model("mine")
+    assert loaded == json.loads((tmp_path / "mine" / "card.json").read_text())
+    assert model.config.vocab_size > 0
+
+
+def test_infilling_tokens_decide_the_format(infill_tokenizer, tmp_path):
+    from transformers import LlamaConfig
+
+    infill_tokenizer.save_pretrained(tmp_path / "source")
+    LlamaConfig(vocab_size=len(infill_tokenizer)).save_pretrained(tmp_path / "source")
+    card = fetch_hub(str(tmp_path / "source"), tmp_path / "codellama")
+    assert card["format"] == INFILL
+    assert card["eos_token_id"] == infill_tokenizer.convert_tokens_to_ids("▁<EOT>")
+
+
+def test_a_path_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no model folder at /nowhere/model"):
+        fetch_hub("/nowhere/model", tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="check that it is a transformers folder") as caught:
+        fetch_hub(str(tmp_path / "empty"), tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match="cannot fetch the language model a/b .*check the name and the network") as e:
+        fetch_hub("a/b", tmp_path / "m")
+    assert "\n" not in str(e.value)

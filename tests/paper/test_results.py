@@ -1,0 +1,256 @@
+"""Reading raw results, and held-out scores of the best code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import fixtures_results as fixtures
+import numpy as np
+import pandas as pd
+import pytest
+
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+from etpo_paper.measure import evaluation
+from etpo_paper.report import results
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    fixtures.make_root(tmp_path)
+    for name, place in {
+        "PARAMS": "params.yaml",
+        "RESULTS": "results",
+        "EVALUATIONS": "evaluations",
+        "TABLES": "data/tables",
+    }.items():
+        monkeypatch.setattr(paths, name, tmp_path / place)
+    monkeypatch.setattr(evaluation, "CACHE", tmp_path / "build" / "held_out")
+    return tmp_path
+
+
+def folder(root, method="etpo", task="balance-scale", seed=0):
+    return root / "results" / "smoke" / method / task / f"seed{seed}"
+
+
+def test_steps_are_tidy_and_only_of_finished_runs(root):
+    fixtures.make_results(root, methods=("etpo", "reflection"), updates=2, batch=3)
+    steps = results.load_steps("smoke")
+    assert list(steps.columns[:3]) == results.KEYS
+    assert len(steps) == 2 * 2 * 2 * 6
+    assert set(steps["method"]) == {"etpo", "reflection"}  # reflection_gpt4 says "not run"
+    assert steps["seed"].dtype == np.int64 and steps["reward"].dtype == np.float64
+    assert len(results.load_updates("smoke")) == 2 * 2 * 2 * 2
+    assert set(results.load_samples("smoke")["status"]) <= {"ok", "snippet_error"}
+
+
+def test_hashes_that_look_like_numbers_stay_text(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    path = folder(root) / "steps.csv"
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame["code_hash"] = ["46e1", "0012"] * (len(frame) // 2)
+    frame.to_csv(path, index=False)
+    assert set(results.load_steps("smoke")["code_hash"]) == {"46e1", "0012"}
+
+
+def test_status_names_what_was_not_run_and_what_is_absent(root):
+    fixtures.make_results(root, methods=("etpo",), seeds=(0,))
+    status = results.run_status("smoke").set_index(results.KEYS)
+    assert status.loc[("etpo", "balance-scale", 0), "status"] == "finished"
+    assert status.loc[("reflection_gpt4", "balance-scale", 0), "status"] == "not run"
+    assert status.loc[("ppo_kl", "kidney-stone", 0), "status"] == "absent"
+    notes = results.missing_notes(results.run_status("smoke"))
+    assert "Reflection (GPT-4): not run (OPENAI_API_KEY is not set)." in notes
+    assert "PPO-KL: not run (not run yet)." in notes
+    assert not any(note.startswith("ETPO:") for note in notes)
+
+
+def test_notes_state_seeds_missing_runs_and_stand_ins(root):
+    fixtures.make_results(root, methods=("etpo",), seeds=(0,))
+    steps = results.load_steps("smoke")
+    notes = results.notes("smoke", steps, ["etpo", "ppo_kl"])
+    assert notes[0] == "2 tasks, 1 seed a task: n=1, hence no interval."
+    assert notes[1].startswith("PPO-KL: not run")
+    assert notes[2] == "† stand-in data, not the paper's: kidney-stone."
+
+
+def test_notes_say_when_runs_started_from_different_weights(root):
+    fixtures.make_results(root, methods=("etpo", "ppo_kl"), seeds=(0, 1))
+
+    def noted(weights):
+        for path in (root / "results" / "smoke").glob("*/*/seed*/run_card.json"):
+            card, seed = json.loads(path.read_text()), int(path.parent.name[-1])
+            path.write_text(json.dumps(card | {"model": {"sha256": weights(card["method"], seed)}}))
+        steps = results.load_steps("smoke")
+        notes = results.notes("smoke", steps, ["etpo", "ppo_kl"])
+        # Beside rows without a seed, as those of perplexities, seeds are floats.
+        assert results.notes("smoke", steps.astype({"seed": float}), ["etpo", "ppo_kl"]) == notes
+        return [note for note in notes if "warm start" in note]
+
+    assert noted(lambda method, seed: "a") == noted(lambda method, seed: None) == []
+    assert noted(lambda method, seed: "ab"[seed]) == [
+        "Runs start from 2 warm starts, whose weights differ as processors round; those of a task and seed share one."
+    ]
+    (note,) = noted(lambda method, seed: "a" if method == "etpo" or seed == 0 else "b")
+    assert note.endswith("; so do those compared with each other on balance-scale seed 1; kidney-stone seed 1.")
+
+
+def test_an_unfinished_run_has_no_rows(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))
+    (folder(root, seed=1) / "run_card.json").unlink()
+    assert set(results.load_steps("smoke")["seed"]) == {0}
+
+
+def test_nothing_there_is_an_empty_frame_with_columns(root):
+    assert list(results.load_steps("smoke").columns) == [*results.KEYS, *results.STEP_COLUMNS]
+    assert results.load_evaluation("smoke").empty and results.load_perplexity("smoke").empty
+    assert list(results.load_perplexity("smoke").columns) == results.PERPLEXITY_COLUMNS
+    with pytest.raises(UserError, match="no finished run of etpo"):
+        results.finished_methods(results.load_steps("smoke"), ["etpo"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run_card.json", "{", "not valid JSON"),
+        ("run_card.json", "[]", "holds no run card"),
+        ("steps.csv", "step,reward\n1,0.5\n", "lacks the column 'update'"),
+        ("steps.csv", "", "not a readable CSV"),
+        ("steps.csv", None, "is missing although the run is finished"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(root, name, text, message):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    path = folder(root) / name
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        results.load_steps("smoke")
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_sample_names_its_line(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    (folder(root) / "samples.jsonl").write_text('{"update": 0}\n{"upd')
+    with pytest.raises(UserError, match="line 2"):
+        results.load_samples("smoke")
+
+
+def test_common_tasks():
+    frame = pd.DataFrame({"method": ["a", "a", "b"], "task": ["t", "u", "u"]})
+    assert results.common_tasks(frame, ["a", "b"]) == ["u"]
+    assert results.common_tasks(frame, ["a", "c"]) == []
+
+
+def counting_score(calls, *values):
+    """The same scores for every program: `values`, or 0.75 on two splits."""
+
+    def score(task, programs):
+        calls.append((task, len(programs)))
+        return [list(values or (0.75, 0.75)) for _ in programs]
+
+    return score
+
+
+def test_held_out_scores_are_kept_by_content(root):
+    fixtures.make_results(root, methods=("etpo", "ppo_kl"))
+    calls = []
+    first = evaluation.evaluate("smoke", [100, 101], counting_score(calls), lambda task: task)
+    assert [task for task, _ in calls] == ["balance-scale", "kidney-stone"]
+    assert (first["held_out_score"] == 0.75).all() and (first["splits"] == 2).all()
+    assert list(first.columns) == results.HELD_OUT_COLUMNS and len(first) == 8
+    marked = dict(zip(first["task"], first["stand_in"], strict=True))
+    assert marked == {"balance-scale": "", "kidney-stone": "made by a test"}
+
+    again = evaluation.evaluate("smoke", [100, 101], counting_score(calls, 0.1), lambda task: task)
+    pd.testing.assert_frame_equal(first, again)
+    assert len(calls) == 2
+
+    (folder(root) / "best_code.py").write_text("def build_model(x, y):\n    return 1\n")
+    evaluation.evaluate("smoke", [100, 101], counting_score(calls), lambda task: task)
+    assert calls[2:] == [("balance-scale", 1)]
+    evaluation.evaluate("smoke", [102], counting_score(calls), lambda task: task)
+    assert len(calls) == 5  # other splits, both tasks again
+
+
+def test_a_run_without_working_code_has_no_splits(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    path = folder(root) / "steps.csv"
+    frame = pd.read_csv(path, dtype={"code_hash": str}).assign(reward=-1.0, status="timeout")
+    frame.to_csv(path, index=False)
+    (folder(root) / "best_code.py").write_text("")
+    row = evaluation.evaluate("smoke", [100], counting_score([]), lambda task: task).iloc[0]
+    assert (row["best_reward"], row["held_out_score"], row["splits"], row["splits_failed"]) == (-1.0, -1.0, 0, 0)
+
+
+@pytest.mark.parametrize(("values", "score", "ran"), [((0.8, None, 0.7), 0.75, 2), ((None, None, None), -1.0, 0)])
+def test_a_split_that_fails_is_told_and_left_out_of_the_mean(root, values, score, ran):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    frame = evaluation.evaluate("smoke", [100, 101, 102], counting_score([], *values), lambda task: task)
+    row = frame.iloc[0]
+    assert row["held_out_score"] == pytest.approx(score)
+    assert (row["splits"], row["splits_failed"]) == (ran, 3 - ran)
+
+
+def test_a_missing_best_code_is_an_error(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    (folder(root) / "best_code.py").unlink()
+    with pytest.raises(UserError, match="best_code.py is missing"):
+        evaluation.evaluate("smoke", [100], counting_score([]), lambda task: task)
+
+
+def test_a_cut_off_cache_entry_is_scored_again(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    calls = []
+    evaluation.evaluate("smoke", [100], counting_score(calls), lambda task: task)
+    for path in evaluation.CACHE.iterdir():
+        path.write_text("{")
+    evaluation.evaluate("smoke", [100], counting_score(calls), lambda task: task)
+    assert len(calls) == 2
+
+
+def test_the_stage_scores_real_code(root):
+    from etpo_paper.data.tasks import TASKS, prepare_task, save_task
+
+    task = prepare_task(TASKS["balance-scale"].name, ["embedded"])
+    save_task(task, paths.TABLES)
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    code = (
+        "def build_model(x_train, y_train):\n"
+        "    from sklearn.linear_model import LogisticRegression\n"
+        "    return LogisticRegression().fit(x_train, y_train)\n"
+    )
+    (folder(root) / "best_code.py").write_text(code)
+
+    def stage():
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.evaluate", "--scale", "smoke"],
+            cwd=fixtures.CHECKOUT,
+            env=os.environ | {"ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return (root / "evaluations" / "smoke" / "held_out.csv").read_bytes()
+
+    first = stage()
+    row = results.load_evaluation("smoke").iloc[0]
+    assert row["splits"] == 10
+    assert row["held_out_score"] == pytest.approx(by_hand(task.x, task.y, range(100, 110)), abs=1e-5)
+    cached = sorted((root / "build" / "held_out").iterdir())
+    assert len(cached) == 1 and len(json.loads(cached[0].read_text())["scores"]) == 10
+    assert stage() == first
+
+
+def by_hand(x, y, seeds):
+    """The protocol written out: unstratified halves, one-vs-one macro ROC AUC, mean over splits."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import train_test_split
+
+    scores = []
+    for seed in seeds:
+        fit, held = train_test_split(np.arange(len(y)), test_size=0.5, random_state=seed, shuffle=True)
+        probabilities = LogisticRegression().fit(x[fit], y[fit]).predict_proba(x[held])
+        scores.append(roc_auc_score(y[held], probabilities, multi_class="ovo", average="macro"))
+    return float(np.mean(scores))

@@ -1,0 +1,39 @@
+"""What the methods learn from is what happened: each action beside the state that it was written in."""
+
+import pytest
+import torch
+
+from etpo_paper.environment.rollout import collect
+from etpo_paper.environment.text_mdp import TextEnvironments
+from etpo_paper.model.agent import Sequences
+from etpo_paper.model.head import statistics
+
+
+@pytest.fixture
+def collected(make_agent, toy_task, stub_executor):
+    agent = make_agent()
+    environments = TextEnvironments(toy_task, stub_executor, count=6, split_seeds=[0])
+    generator = torch.Generator().manual_seed(0)
+    options = {"max_new_tokens": 8, "generator": generator, "temperature": 1.0, "top_k": 0}
+    return agent, *collect(agent, environments, 3, **options)
+
+
+def test_a_transition_holds_the_state_that_was_acted_in_and_the_one_that_followed(collected):
+    agent, transitions, records = collected
+    assert {t.done for t in transitions} == {True, False}
+    for t, (step, action) in zip(transitions, records, strict=True):
+        assert t.prompt == agent.encode(step.prompt) and t.action == action.tokens
+        assert t.next_prompt == (None if t.done else agent.encode(step.next_prompt))
+        assert (step.body in step.prompt.prefix) is (step.body == ""), "no state shows the action that comes after it"
+    first, second = transitions[:6], transitions[6:12]
+    for before, after, (step, _) in zip(first, second, records[6:12], strict=True):
+        if step.episode_step > 1:
+            assert after.prompt == before.next_prompt
+
+
+def test_actions_have_the_probability_that_they_were_drawn_with_in_their_states(collected):
+    agent, transitions, _ = collected
+    batch = Sequences.pack([t.prompt for t in transitions], [t.action for t in transitions], "cpu")
+    log_prob = statistics(agent.hidden("policy", batch), agent.head_weight, tokens=batch.tokens).log_prob
+    drawn = torch.tensor([p for t in transitions for p in t.log_probs])
+    torch.testing.assert_close(log_prob, drawn, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,82 @@
+"""The methods in a world where the optimum is known."""
+
+import pytest
+import torch
+
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.methods import build_method
+from etpo_paper.model.agent import Sequences
+from etpo_paper.tabular.agent import TabularAgent, TabularEnvironments, learn, regret
+from etpo_paper.tabular.worlds import random_world
+
+BETA, GAMMA = 0.3, 0.9
+
+
+@pytest.fixture(scope="module")
+def world():
+    return random_world(0)
+
+
+def method(name, rate=0.05, **changes):
+    section = load_settings("laptop").methods[name].plain() | {"beta": BETA, "gamma": GAMMA} | changes
+    section |= {k: f * rate for k, f in {"policy_lr": 1, "critic_lr": 3, "value_lr": 3}.items() if k in section}
+    return build_method(name, Settings(**section))
+
+
+def test_the_tables_start_at_the_reference(world):
+    agent = TabularAgent(world)
+    assert torch.equal(agent.policy_logits, world.reference_logits.float().double())
+    best, _, _ = world.action_optimum(BETA, GAMMA)
+    value, _ = world.action_values(world.reference_logits, BETA, GAMMA)
+    assert regret(world, agent.policy_logits, BETA, GAMMA) == pytest.approx(float((best - value).mean()), abs=1e-5)
+
+
+def test_hidden_states_are_the_rows_of_their_prefixes(world):
+    agent = TabularAgent(world)
+    batch = Sequences.pack([(0,), (2,)], [(0, 1, 3), (1, 3)], "cpu")
+    logits = agent.logits(agent.hidden("policy", batch))
+    prefix = {
+        tuple(t[:j].tolist()): int(p)
+        for t, ps in zip(world.tokens, world.prefixes, strict=True)
+        for j, p in enumerate(ps)
+    }
+    expected = [(0, ()), (0, (0,)), (0, (0, 1)), (2, ()), (2, (1,))]
+    rows = torch.stack([world.reference_logits[s, prefix[p]] for s, p in expected]).float()
+    assert torch.equal(logits, rows)
+    assert torch.equal(agent.head_weight @ agent.hidden("policy", batch).T, logits.T)
+
+
+def test_episodes_follow_the_world(world):
+    batch = TabularEnvironments(world, 8, seed=0).collect(world.reference_logits, 50)
+    assert len(batch) == 400
+    for t, following in zip(batch, batch[8:], strict=False):
+        assert t.done == (t.next_prompt is None)
+        if not t.done:
+            assert following.prompt == t.next_prompt
+    row = {tuple(a[:n].tolist()): i for i, (a, n) in enumerate(zip(world.tokens, world.lengths, strict=True))}
+    for t in batch:
+        assert t.reward == float(world.reward[t.prompt[0], row[t.action]])
+    log_prob = world.action_log_prob(world.reference_logits)
+    t = batch[0]
+    assert sum(t.log_probs) == pytest.approx(float(log_prob[t.prompt[0], row[t.action]]))
+
+
+def final(name, world, updates, **changes):
+    curve = learn(method(name, **changes), world, updates=updates, count=16, steps=4, seed=0, beta=BETA, gamma=GAMMA)
+    return curve[0], sum(curve[-10:]) / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("etpo", {"advantage_prior": 0.0}), ("etpo", {"reading": "residual"}), ("ppo_kl", {}), ("poad", {})],
+)
+def test_sampled_episodes_lead_to_the_optimum(world, name, changes):
+    """Nine tenths of the way and more; what is left is the noise of a constant learning rate."""
+    start, end = final(name, world, 250, **changes)
+    assert 0 <= end < 0.12 * start
+
+
+@pytest.mark.parametrize("name", ["ntpo", "released"])
+def test_a_discount_inside_the_action_and_the_released_update_stay_off_it(world, name):
+    start, end = final(name, world, 250)
+    assert end > 0.14 * start

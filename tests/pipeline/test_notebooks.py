@@ -1,0 +1,216 @@
+"""The notebooks on synthetic results: they run alone, write what they say, and the same bytes again."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import fixtures_results as fixtures
+import nbformat
+import pandas as pd
+import pytest
+
+from etpo_core.errors import UserError
+from etpo_paper.report import notebook
+
+ALL = sorted((fixtures.CHECKOUT / "notebooks").glob("*.ipynb"))
+WRITES = {
+    "algorithm": {"workflow": "f", "algorithm": "t", "readings_of_q": "t"},
+    "consistency": {"gap_by_inner_discount": "ft"},
+    "learning": {"regret": "ft"},
+    "dataset_table": {"datasets": "t", "class_counts": "f"},
+    "exploration": {"best_within_k": "ft"},
+    "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
+    "convergence": {"mean_reward": "f", "last_fifth": "t", "settled": "t"},
+    "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
+    "credit": {"tokens": "f", "concentration": "t"},
+    "ablations": {"ablations": "ft"},
+    "frontier": {"reward_by_kl": "ft"},
+}
+ENDINGS = {"f": ("png", "pdf"), "t": ("csv", "md", "tex")}
+
+
+def command(root, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=fixtures.CHECKOUT,
+        env=os.environ | {"ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def figures(root, name):
+    return command(root, "pipeline.figures", "--scale", "smoke", "--notebook", name)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A root with synthetic results in which every notebook has been run once."""
+    root = fixtures.make_root(tmp_path_factory.mktemp("root"))
+    fixtures.make_results(root)
+    fixtures.make_evaluation(root)
+    fixtures.make_tables(root)
+    fixtures.make_regret(root)
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda name: figures(root, name), WRITES):
+            assert done.returncode == 0, done.stderr
+    return root
+
+
+def table(root, name, file):
+    return pd.read_csv(root / "figures" / "smoke" / name / f"{file}.csv")
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_notebook_writes_its_figures_and_tables(root, name):
+    expected = {f"{file}.{end}" for file, kinds in WRITES[name].items() for k in kinds for end in ENDINGS[k]}
+    place = root / "figures" / "smoke" / name
+    assert {path.name for path in place.iterdir()} == expected
+    assert all(path.stat().st_size > 0 for path in place.iterdir())
+    assert (root / "build" / "notebooks" / "smoke" / f"{name}.ipynb").is_file()
+
+
+def test_a_deleted_figure_comes_back_byte_for_byte(root):
+    place = root / "figures" / "smoke" / "exploration"
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    (place / "best_within_k.png").unlink()
+    (place / "best_within_k.pdf").unlink()
+    assert figures(root, "exploration").returncode == 0
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_main_table_is_what_the_raw_files_say(root):
+    rows = table(root, "main_table", "main_table").set_index(["task", "method"])
+    best = [
+        pd.read_csv(root / f"results/smoke/etpo/balance-scale/seed{seed}/steps.csv")["reward"].max() for seed in (0, 1)
+    ]
+    row = rows.loc[("balance-scale", "etpo")]
+    assert row["best_mean"] == pytest.approx(sum(best) / 2, abs=1e-6)
+    assert row["best_std"] == pytest.approx(abs(best[0] - best[1]) / 2**0.5, abs=1e-6)
+    assert row["best_mean"] - row["held_out_mean"] == pytest.approx(0.02, abs=1e-6)
+    assert rows.loc[("balance-scale", "reflection_gpt4"), "n"] == 0
+    shown = (root / "figures/smoke/main_table/main_table.md").read_text()
+    assert "| kidney-stone† | not run |" in shown
+    assert "**" in shown and "† stand-in data" in shown and "Reflection (GPT-4): not run" in shown
+
+
+def test_curves_end_at_what_the_raw_files_say(root):
+    rows = table(root, "exploration", "best_within_k")
+    rows = rows[(rows["method"] == "ppo_kl") & (rows["steps"] == 40)]
+    best = [
+        pd.read_csv(root / f"results/smoke/ppo_kl/{task}/seed{seed}/steps.csv")["reward"].max()
+        for task in ("balance-scale", "kidney-stone")
+        for seed in (0, 1)
+    ]
+    assert rows["best"].iloc[0] == pytest.approx(sum(best) / 4, abs=1e-6)
+
+
+def test_stand_ins_are_marked_in_the_data_table(root):
+    shown = (root / "figures/smoke/dataset_table/datasets.md").read_text()
+    assert shown.count("| airlines† |") == 1 and "| diabetes |" in shown
+    assert shown.count("stand-in for") == 6
+
+
+def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda name: figures(tmp_path, name), ["main_table", "convergence"]):
+            assert done.returncode == 0, done.stderr
+    shown = (tmp_path / "figures/smoke/convergence/last_fifth.md").read_text()
+    assert "n=1" in shown and "PPO-KL: not run" in shown and "[" not in shown
+    assert "No held-out scores" in (tmp_path / "figures/smoke/main_table/main_table.md").read_text()
+
+
+def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=("balance-scale",))
+    assert figures(tmp_path, "convergence").returncode == 0
+    rows = table(tmp_path, "convergence", "settled").set_index("method")
+    runs = [pd.read_csv(tmp_path / f"results/smoke/etpo/balance-scale/seed{seed}/steps.csv") for seed in (0, 1)]
+    last = [run.tail(len(run) // 5) for run in runs]
+    levels = [run[run["status"] == "ok"]["reward"].mean() for run in last]
+    best = sum(run["reward"].max() for run in runs) / 2
+    assert rows.loc["etpo", "last_level"] == pytest.approx(sum(levels) / 2, abs=1e-6)
+    assert rows.loc["etpo", "gap"] == pytest.approx(best - sum(levels) / 2, abs=1e-6)
+    assert rows["etpo_memory_difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
+
+
+def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))
+    first, second = (tmp_path / f"results/smoke/etpo/balance-scale/seed{seed}/samples.jsonl" for seed in (0, 1))
+
+    def forget(path):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{k: v for k, v in row.items() if k not in ("pieces", "credit")} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    forget(first)
+    assert figures(tmp_path, "credit").returncode == 0
+    shown = (tmp_path / "figures/smoke/credit/concentration.md").read_text()
+    assert "ETPO: 1 run left out" in shown and "PPO-KL: not run" in shown
+    forget(second)
+    done = figures(tmp_path, "credit")
+    # A kernel that is shut down may complain with a traceback of its own.
+    assert done.returncode == 2 and "UserError" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the samples of scale smoke hold no credit")
+    assert last.endswith("make them again: rm -r results/smoke/etpo; make repro SCALE=smoke")
+
+
+def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path):
+    source, out = "notebooks/exploration.ipynb", str(tmp_path / "out.ipynb")
+    done = command(root, "papermill", source, out, "-y", "{scale: smoke, sacle: paper}")
+    assert done.returncode != 0
+    assert "unknown notebook parameter 'sacle'; choose one of: scale" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scale", "laptop", "--notebook", "exploration"), "error: no raw results in"),
+        (("--scale", "huge", "--notebook", "exploration"), "error: unknown scale 'huge'"),
+        (("--scale", "smoke", "--notebook", "figure_1"), "error: unknown notebook 'figure_1'"),
+    ],
+)
+def test_bad_input_is_one_line(root, arguments, message):
+    done = command(root, "pipeline.figures", *arguments)
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "error" in line.lower()][-1].startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+def test_injected_names_are_read_from_papermills_cell_only():
+    cells = ['scale = "laptop"', '# Parameters\nscale = "smoke"\nseed = 1\n', "other = 2"]
+    assert notebook.injected_names(cells) == ["scale", "seed"]
+
+
+def test_parameters_are_checked_outside_a_kernel_too():
+    cells = {"In": ["# Parameters\nsede = 1\n"], "scale": "smoke"}
+    with pytest.raises(UserError, match="unknown notebook parameter 'sede'; choose one of: scale"):
+        notebook.check_parameters(cells, {"scale"})
+    with pytest.raises(UserError, match="parameter 'seed' has no value"):
+        notebook.check_parameters({"scale": "smoke"}, {"scale", "seed"})
+    with pytest.raises(UserError, match="must be the name of a scale, not 3"):
+        notebook.check_parameters({"scale": 3}, {"scale"})
+    with pytest.raises(UserError, match="unknown scale 'huge'"):
+        notebook.check_parameters({"scale": "huge"}, {"scale"})
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_every_notebook_is_clean_and_complete(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "holds outputs"
+    assert "papermill" not in book.metadata and book.metadata.kernelspec.name == "python3"
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# "), "has no title"
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and "scale =" in tagged[0].source, "has no parameters cell"
+    assert code[0] is tagged[0], "does something before its parameters"
+    assert "check_parameters(globals()" in code[1].source, "does not check its parameters"
+    last = book.cells[-1]
+    assert last.cell_type == "markdown" and f"--notebook {path.stem}" in last.source, "does not say its command"
