@@ -45,7 +45,7 @@ from etpo_paper.model.agent import Agent
 from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import load_model
 from etpo_paper.report import results
-from etpo_paper.training.loop import Run
+from etpo_paper.training.run import Run
 from pipeline.train import load_agent
 
 METHODS = ("ppo_kl", "etpo")  # programs of a model that does not learn are kept without their tokens

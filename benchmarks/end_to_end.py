@@ -34,7 +34,8 @@ from etpo_paper.base.settings import load_settings
 from etpo_paper.data.tasks import load_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.loading import read_card
-from etpo_paper.training.loop import Run, train
+from etpo_paper.training.loop import train
+from etpo_paper.training.run import Run
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 

@@ -24,7 +24,7 @@ from etpo_paper.methods.common import micro_batches, pack
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
 from etpo_paper.report.results import GRADIENT_COLUMNS
-from etpo_paper.training.loop import Run
+from etpo_paper.training.run import Run
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 

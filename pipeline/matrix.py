@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from etpo_core.errors import UserError, one_line_errors
 from etpo_paper.base.settings import load_settings
-from etpo_paper.training.loop import Run
+from etpo_paper.training.run import Run
 from pipeline.train import finished
 
 

@@ -23,7 +23,9 @@ from etpo_paper.data.tasks import TASKS, Task, load_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model, read_card
-from etpo_paper.training.loop import Run, RunFiles, fingerprint, run_parameters, train
+from etpo_paper.training.loop import train
+from etpo_paper.training.run import Run, fingerprint, run_parameters
+from etpo_paper.training.run_files import RunFiles
 from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"

@@ -7,117 +7,23 @@ that was killed goes on as if it had not been: rows written after the last check
 Several processes can share a run (`distributed`): all call `train` and get the same rows, the first one writes.
 """
 
-import csv
-import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from etpo_core.sandbox import SandboxPool
-from etpo_paper.base import distributed, paths
+from etpo_paper.base import distributed
 from etpo_paper.base.provenance import write_tensors
-from etpo_paper.base.settings import Settings, deciding
+from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import Task
 from etpo_paper.environment.prompts import Action, program
 from etpo_paper.environment.rollout import Transition, collect
 from etpo_paper.environment.text_mdp import Step, TextEnvironments
 from etpo_paper.methods.common import set_rates
-from etpo_paper.report.results import STEP_COLUMNS, UPDATE_COLUMNS
-
-
-@dataclass(frozen=True)
-class Run:
-    """Which run it is and where it writes."""
-
-    scale: str
-    method: str
-    task: str
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        """results/{scale}/{method}/{task}/seed{n}."""
-        return paths.run_folder(self.scale, self.method, self.task, self.seed)
-
-    @property
-    def state(self) -> Path:
-        """The checkpoint that a run goes on from; it is there from the first update until the card is written."""
-        return self.folder / "checkpoint" / "state.pt"
-
-
-class RunFiles:
-    """The growing files of a run; each can be cut back to an earlier length."""
-
-    NAMES = ("steps.csv", "updates.csv", "samples.jsonl")
-
-    def __init__(self, folder: Path, lengths: dict[str, int] | None):
-        """Opens the files in `folder`, empty but for their headers, or cut back to `lengths` in bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        if lengths is None:
-            lengths = {name: 0 for name in self.NAMES}
-        for name in self.NAMES:
-            path = folder / name
-            path.touch()
-            os.truncate(path, lengths[name])
-        self._files = {name: (folder / name).open("a", newline="", encoding="utf-8") for name in self.NAMES}
-        self._steps = csv.writer(self._files["steps.csv"], lineterminator="\n")
-        self._updates = csv.writer(self._files["updates.csv"], lineterminator="\n")
-        if lengths["steps.csv"] == 0:
-            self._steps.writerow(STEP_COLUMNS)
-            self._updates.writerow(UPDATE_COLUMNS)
-            self.lengths()
-
-    def write(self, steps: list[dict], update: dict, samples: list[dict]) -> None:
-        """Appends the rows of one batch."""
-        self._steps.writerows([_text(row[c]) for c in STEP_COLUMNS] for row in steps)
-        self._updates.writerow([_text(update.get(c)) for c in UPDATE_COLUMNS])
-        for sample in samples:
-            self._files["samples.jsonl"].write(json.dumps(sample, ensure_ascii=False) + "\n")
-
-    def lengths(self) -> dict[str, int]:
-        """Puts everything on disk and returns the length of each file in bytes."""
-        for file in self._files.values():
-            file.flush()
-        return {name: file.tell() for name, file in self._files.items()}
-
-    def close(self) -> None:
-        """Closes the files."""
-        for file in self._files.values():
-            file.close()
-
-
-def _text(value: object) -> object:
-    """Floats with six significant digits, nothing for a missing value."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def run_parameters(run: Run, settings: Settings) -> dict:
-    """The settings that decide a run's numbers (how many workers execute the code does not)."""
-    return {
-        "training": settings.training.plain(),
-        "environment": settings.environment.plain(),
-        "method": settings.methods[run.method].plain(),
-        "sandbox": deciding(settings.sandbox),
-    }
-
-
-def fingerprint(parameters: dict, model_card: dict, task: Task) -> str:
-    """Names what a run depends on besides the code: its settings, the model, the table.
-
-    A warm-started model is named by what it was made from and how. Its weights differ in the last digits from one kind
-    of processor to another, and a matrix of runs may be completed on several; their sum stands in the run card.
-    """
-    model = model_card.get("warm_start") or model_card.get("sha256")
-    content = {"parameters": parameters, "model": model, "data": task.sha256}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+from etpo_paper.training.checkpoint import read_checkpoint
+from etpo_paper.training.run import Run
+from etpo_paper.training.run_files import RunFiles, as_text
 
 
 def train(
@@ -160,7 +66,7 @@ def train(
     )
     method.start(agent, training)
     kept = training.samples_per_update
-    state = distributed.from_first(lambda: _read_checkpoint(run.state, mark))
+    state = distributed.from_first(lambda: read_checkpoint(run.state, mark))
     update, steps, best = 0, 0, None
     if state is not None:
         update, steps, best = state["update"], state["steps"], state["best"]
@@ -226,7 +132,7 @@ def train(
             files.close()
     if not first:
         return
-    (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
+    (run.folder / "best_code.py").writeas_text(best["program"] if best else "", encoding="utf-8")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
 
@@ -261,7 +167,7 @@ def _sample(row: dict, step: Step, action: Action) -> dict:
     return {
         "update": row["update"],
         "step": row["step"],
-        "reward": float(_text(row["reward"])),
+        "reward": float(as_text(row["reward"])),
         "status": row["status"],
         "error": step.error,
         "code": action.body,
@@ -281,14 +187,3 @@ def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | Non
         if step.status == "ok" and (best is None or step.reward > best["reward"]):
             best = {"reward": step.reward, "program": program(action.body)}
     return best
-
-
-def _read_checkpoint(path: Path, mark: str) -> dict | None:
-    """The state that a run stopped in, or None where there is none or it belongs to other settings."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=False)  # our own file, never from elsewhere
-    except Exception:
-        return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
-    return state if state["fingerprint"] == mark else None

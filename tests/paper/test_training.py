@@ -5,7 +5,8 @@ import pytest
 from etpo_paper.base import paths
 from etpo_paper.base.settings import Settings, load_settings
 from etpo_paper.methods import build_method
-from etpo_paper.training.loop import Run, fingerprint, run_parameters, train
+from etpo_paper.training.loop import train
+from etpo_paper.training.run import Run, fingerprint, run_parameters
 
 
 @pytest.fixture

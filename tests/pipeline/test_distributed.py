@@ -28,7 +28,8 @@ from etpo_paper.data.tasks import TASKS, Task, prepare_task, save_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import save_model
-from etpo_paper.training.loop import Run, fingerprint, run_parameters, train
+from etpo_paper.training.loop import train
+from etpo_paper.training.run import Run, fingerprint, run_parameters
 
 # A run's name, its method and its budget. Two updates: one of 8 actions and one of what is left. 13 leave 5, that is 3
 # for one process and 2 for the other; 9 leave one, which the processes cannot share.

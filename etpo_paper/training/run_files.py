@@ -1,0 +1,57 @@
+"""The files that grow while a run goes on: steps, updates and samples, cut back to a checkpoint after a stop."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from etpo_paper.report.results import STEP_COLUMNS, UPDATE_COLUMNS
+
+
+class RunFiles:
+    """The growing files of a run; each can be cut back to an earlier length."""
+
+    NAMES = ("steps.csv", "updates.csv", "samples.jsonl")
+
+    def __init__(self, folder: Path, lengths: dict[str, int] | None):
+        """Opens the files in `folder`, empty but for their headers, or cut back to `lengths` in bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        if lengths is None:
+            lengths = {name: 0 for name in self.NAMES}
+        for name in self.NAMES:
+            path = folder / name
+            path.touch()
+            os.truncate(path, lengths[name])
+        self._files = {name: (folder / name).open("a", newline="", encoding="utf-8") for name in self.NAMES}
+        self._steps = csv.writer(self._files["steps.csv"], lineterminator="\n")
+        self._updates = csv.writer(self._files["updates.csv"], lineterminator="\n")
+        if lengths["steps.csv"] == 0:
+            self._steps.writerow(STEP_COLUMNS)
+            self._updates.writerow(UPDATE_COLUMNS)
+            self.lengths()
+
+    def write(self, steps: list[dict], update: dict, samples: list[dict]) -> None:
+        """Appends the rows of one batch."""
+        self._steps.writerows([as_text(row[c]) for c in STEP_COLUMNS] for row in steps)
+        self._updates.writerow([as_text(update.get(c)) for c in UPDATE_COLUMNS])
+        for sample in samples:
+            self._files["samples.jsonl"].write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def lengths(self) -> dict[str, int]:
+        """Puts everything on disk and returns the length of each file in bytes."""
+        for file in self._files.values():
+            file.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def as_text(value: object) -> object:
+    """Floats with six significant digits, nothing for a missing value."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
