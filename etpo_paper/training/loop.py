@@ -132,7 +132,7 @@ def train(
             files.close()
     if not first:
         return
-    (run.folder / "best_code.py").writeas_text(best["program"] if best else "", encoding="utf-8")
+    (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
 
