@@ -1,8 +1,8 @@
-"""Mistakes of a user, told in one line.
+"""How mistakes of a user are reported: in one line.
 
-Anything that a user can cause and mend - an unknown task, a missing file, a server that is down - is raised as
-`UserError` with one line that names the thing, what was expected and what to do. Command-line entry points run
-under `one_line_errors`, which prints that line and exits with status 2; real bugs keep their traceback.
+Whatever a user can cause and put right (an unknown task, a missing file, a server that is down) is raised as
+`UserError` with a message of one line that names the thing, what was expected and what to do. Command-line programs
+run under `one_line_errors`, which prints that line and exits with status 2. Programming errors keep their traceback.
 """
 
 import errno
@@ -13,12 +13,12 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its message is one complete line."""
+    """A mistake that the user can put right; its message is one complete line."""
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns `UserError`, and a full or unwritable disk, into one line on stderr and exit status 2; Ctrl-C likewise."""
+    """Turns `UserError` and a full or unwritable disk into one line on stderr and exit status 2, Ctrl-C into 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -34,16 +34,17 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error.strerror}{where}: free the disk or make the folder writable", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if os.strerror(errno.ENOSPC) not in str(error):  # writers of other languages raise errors of their own
+        if os.strerror(errno.ENOSPC) not in str(error):  # libraries in other languages raise errors of their own
             raise
         print(f"error: {os.strerror(errno.ENOSPC)}: free the disk", file=sys.stderr)
         sys.exit(2)
 
 
-# No room, no right, or a file where a folder should be. That a file is missing is nothing a disk can help.
+# The disk is full, writing is not allowed, or a file is where a folder should be. ENOENT is left out on purpose: advice
+# about the disk would not help whoever meets a missing file.
 _DISK_ERRNOS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a list: says which names there are."""
+    """The error for a name that is not in a list; it says which names there are."""
     return UserError(f"unknown {kind} {str(name)!r}; choose one of: {', '.join(sorted(known))}")

@@ -13,7 +13,7 @@ returns for a batch is [B, T] and 0 at padding. The four roles of a network are 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,14 @@ class Batch:
         """The values [B, T, ...] at real positions as [N, ...], one action after another."""
         return values[self.mask]
 
+    def padded(self, values: Tensor) -> Tensor:
+        """The inverse of `flat`: [N, ...] spread over [B, T, ...], 0 at padding; gradients pass through."""
+        mask = self.mask
+        return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(mask.nonzero(as_tuple=True), values)
+
+
+B = TypeVar("B", bound=Batch)
+
 
 class PolicyTerms(NamedTuple):
     """What the policy says of a batch; no gradient.
@@ -117,38 +125,42 @@ class UpdateResult(NamedTuple):
     credit: list[list[float]]
 
 
-class Networks(Protocol):
-    """The policy, the critic, its target and the reference, as an update rule sees them."""
+class Networks(Protocol[B]):
+    """The policy, the critic, its target and the reference, as an update rule sees them.
+
+    `B` is the implementation's own kind of `Batch`: a rule hands back what it was given.
+    """
 
     @property
     def device(self) -> torch.device:
         """Where the tensors live."""
 
-    def batches(self, transitions: Sequence[Transition]) -> list[Batch]:
+    def batches(self, transitions: Sequence[Transition]) -> list[B]:
         """The transitions in micro-batches that fit in memory, in whatever order suits the networks."""
 
-    def state_batches(self, states: Iterable[tuple[int, ...]]) -> list[Batch]:
+    def state_batches(self, states: Iterable[tuple[int, ...]]) -> list[B]:
         """Micro-batches of states to be evaluated at their empty prefix (T is 1); row i is `transitions[i].prompt`."""
 
-    def evaluate(self, batch: Batch) -> PolicyTerms:
+    def evaluate(self, batch: B) -> PolicyTerms:
         """log π of the tokens taken and KL[π‖ρ], without a gradient."""
 
-    def log_prob(self, batch: Batch, role: str, grad: bool = False) -> Tensor:
+    def log_prob(self, batch: B, role: str, grad: bool = False) -> Tensor:
         """[B, T] log-probability of the tokens taken under a role, with a gradient into it if `grad`."""
 
-    def terms(self, batch: Batch, beta: float, policy_is_critic: bool) -> Terms:
+    def terms(self, batch: B, beta: float, policy: Literal["trained", "fixed", "critic"]) -> Terms:
         """The terms of ETPO's two losses (`losses.policy_loss`, `losses.q_dueling`, `bellman.kl_divergence`).
 
         Args:
             batch: the actions.
             beta: β > 0, units of reward per nat.
-            policy_is_critic: whether the policy has the critic's weights at this moment, so that it is its own target
-                policy, its loss is 0, and one network less is run.
+            policy: "trained" if the policy's loss is to have a gradient, "fixed" if it needs none, "critic" if the
+                policy has the critic's weights at this moment: it is then its own target policy, its loss is 0, and
+                one network less is run.
         """
 
     def map_logits(
         self,
-        batch: Batch,
+        batch: B,
         function: Callable[[dict[str, Tensor], Tensor], Sequence[Tensor]],
         roles: Sequence[str],
         learner: str | None = None,
@@ -166,7 +178,7 @@ class Networks(Protocol):
             The function's results, each [B, T].
         """
 
-    def features(self, batch: Batch, role: str = "reference", grad: bool = False) -> Tensor:
+    def features(self, batch: B, role: str = "reference", grad: bool = False) -> Tensor:
         """[B, T, K] what a value is read off at each prefix, with a gradient into the role's weights if `grad`."""
 
     def value(self, features: Tensor) -> Tensor:
@@ -226,6 +238,18 @@ class Alone:
     def concatenated(self, values: Tensor) -> Tensor:
         """The same vector."""
         return values
+
+
+def credit_of(
+    transitions: Sequence[Transition], batches: Sequence[Batch], values: Sequence[Tensor], reducer: Reducer
+) -> list[list[float]]:
+    """`UpdateResult.credit` of a whole batch from the values [B, T] of this process's micro-batches."""
+    held = {
+        id(t): row[:length].tolist()
+        for batch, of_batch in zip(batches, values, strict=True)
+        for t, row, length in zip(batch.transitions, of_batch, batch.lengths.tolist(), strict=True)
+    }
+    return reducer.merge([held[id(t)] for t in reducer.share(transitions)])
 
 
 class Method(Protocol):

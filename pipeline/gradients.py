@@ -12,15 +12,15 @@ import torch
 from tqdm import tqdm
 
 from etpo_core.errors import one_line_errors
+from etpo_core.interfaces import Transition
 from etpo_paper.base import distributed, paths
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_rows
 from etpo_paper.base.settings import Settings, load_settings
 from etpo_paper.data.tasks import load_task
-from etpo_paper.environment.rollout import Transition, collect
+from etpo_paper.environment.rollout import collect
 from etpo_paper.environment.text_mdp import TextEnvironments
 from etpo_paper.measure.gradients import Actions, agreement
-from etpo_paper.methods.common import micro_batches, pack
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
 from etpo_paper.report.results import GRADIENT_COLUMNS
@@ -51,21 +51,22 @@ def written(agent: Agent, settings: Settings, task_name: str, count: int, enviro
 
 
 @torch.no_grad()
-def described(agent: Agent, transitions: list[Transition], gamma: float, tokens_at_once: int) -> Actions:
+def described(agent: Agent, transitions: list[Transition], gamma: float) -> Actions:
     """The actions with their hidden states; what follows a failure is worth the mean reward of later tries."""
-    later = {t.next_prompt for t in transitions if not t.done}
+    later = {t.next_prompt for t in transitions if not t.terminated}
     rewards = [t.reward for t in transitions if t.prompt in later]
     following = sum(rewards) / max(1, len(rewards))
     ordered, states, scores = [], [], []
-    weight = agent.head_weight.float()
-    for group in micro_batches(transitions, tokens_at_once):
-        batch = pack(agent, group)
-        hidden, drawn = batch.each(agent.hidden("reference", batch)), batch.each(batch.tokens)
-        ordered += group
+    networks = agent.networks
+    weight = networks.head_weight.float()
+    for batch in networks.batches(transitions):
+        sequences = batch.sequences
+        hidden, drawn = (sequences.each(v) for v in (networks.hidden("reference", sequences), sequences.tokens))
+        ordered += batch.transitions
         states.append(hidden.cpu())
         for part, tokens in zip(hidden.split(CHUNK), drawn.split(CHUNK), strict=True):
             scores.append((weight[tokens] - (part @ weight.T).softmax(-1) @ weight).cpu())
-    returns = torch.tensor([t.reward + (0.0 if t.done else gamma * following) for t in ordered])
+    returns = torch.tensor([t.reward + (0.0 if t.terminated else gamma * following) for t in ordered])
     return Actions(returns, torch.tensor([len(t.action) for t in ordered]), torch.cat(states), torch.cat(scores))
 
 
@@ -77,7 +78,7 @@ def run(scale: str) -> None:
     precision = choose(settings.training.precision).precision if device.type == "cpu" else ""
     agent = load_agent(Run(scale, "reflection", task, 0), settings, device, False, precision)
     found = written(agent, settings, task, g.actions, g.environments)
-    actions = described(agent, found, settings.methods.etpo.gamma, settings.training.micro_batch_tokens)
+    actions = described(agent, found, settings.methods.etpo.gamma)
     rows = agreement(
         actions,
         known=g.known,

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_stage(run: Run, settings: Settings) -> None:
     """Does the run, or says why it is not needed or not possible, and writes its card."""
     device, first = distributed.device(), distributed.rank() == 0
-    method = build_method(run.method, settings.methods[run.method])
+    method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
     task = load_task(run.task)
     chat = getattr(method, "model", None)
@@ -86,7 +86,8 @@ def run_stage(run: Run, settings: Settings) -> None:
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
         with tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first) as bar:
-            for row in train(run, agent, method, task, executor, settings, whose):
+            networks = agent.networks if method.trains else None
+            for row in train(run, agent, networks, method, task, executor, settings, whose, first):
                 bar.n = row["steps"]
                 bar.set_postfix(
                     reward=f"{row['mean_reward']:.3f}",
@@ -98,6 +99,8 @@ def run_stage(run: Run, settings: Settings) -> None:
         walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
     if not first:
         return
+    if method.trains:
+        agent.save_policy(run.folder / "checkpoint" / "policy")
     _write_card(
         run,
         settings,
@@ -132,6 +135,9 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
         layers=training.lora_layers,
         seed=run.seed,
         precision=precision or training.precision,
+        momentum=training.momentum,
+        grad_norm=training.grad_norm,
+        micro_batch_tokens=training.micro_batch_tokens,
     )
 
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from etpo_core.errors import UserError, one_line_errors
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import write_rows
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.settings import load_settings
 from etpo_paper.methods import build_method
 from etpo_paper.report.results import REGRET_COLUMNS
-from etpo_paper.tabular.agent import learn
+from etpo_paper.tabular.learning import learn
 from etpo_paper.tabular.worlds import random_world
 
 RATES = {"policy_lr": 1.0, "critic_lr": 3.0, "value_lr": 3.0}
@@ -37,7 +37,7 @@ def run_one(scale: str, variant: str, world: int, rate: float) -> list[float]:
     section = settings.methods[name].plain() | {"beta": w.beta, "gamma": w.gamma} | changes
     section |= {key: factor * rate for key, factor in RATES.items() if key in section}
     return learn(
-        build_method(name, Settings(**section)),
+        build_method(name, section),
         random_world(world, w.states, w.vocabulary, w.longest),
         updates=w.updates,
         count=w.environments,

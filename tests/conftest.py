@@ -34,10 +34,11 @@ def make_agent(tiny_language_model):
 
     from etpo_paper.model.agent import Agent
 
-    def make(seed: int = 0, rank: int | None = 4, layers: int = 0, precision: str = "float32") -> Agent:
+    def make(seed: int = 0, rank: int | None = 4, layers: int = 0, precision: str = "float32", **more) -> Agent:
         model, tokenizer, card = tiny_language_model
-        shape = {"rank": rank, "alpha": 8, "layers": layers}
-        return Agent(copy.deepcopy(model), tokenizer, card, seed=seed, precision=precision, **shape)
+        options = {"rank": rank, "alpha": 8, "layers": layers, "seed": seed, "precision": precision}
+        options |= {"momentum": 0.9, "grad_norm": 10.0, "micro_batch_tokens": 512, **more}
+        return Agent(copy.deepcopy(model), tokenizer, card, **options)
 
     return make
 

@@ -1,17 +1,19 @@
-"""Several processes, one run: who does what, and what they tell each other.
+"""Several processes share one run: who computes what, and what they tell each other.
 
 `torchrun --nproc-per-node N -m pipeline.train ...` starts N processes that all go through the same run with the same
-adapters. Work is dealt like cards: of whatever there is to do - prompts to answer, programs to execute, transitions
-to learn from - process r takes items r, r + N, r + 2N, ... (`own`). What comes out is put together again (`merge`), so
-every process knows every action and every reward, and the gradients are summed before an optimiser steps
-(`sum_gradients`), so all hold the same weights. That is what one process alone would have arrived at, but for the
-rounding of sums. The first process writes the files. In one process every function here returns what it was given.
+adapters. Whatever there is to do - prompts to answer, programs to execute, transitions to learn from - process r takes
+items r, r + N, r + 2N, ... (`share`). The results are put together again (`merge`), so every process knows every action
+and every reward. Gradients are summed before an optimiser steps (`sum_gradients`), so all processes hold the same
+weights: those that one process alone would have arrived at, up to the rounding of sums. The first process writes the
+files. In a single process every function here returns what it was given.
+
+The module itself is an `etpo_core.interfaces.Reducer`.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from etpo_core.errors import UserError
 
 T = TypeVar("T")
-_alone = False  # see `everyone_alone`
+_alone = False  # see `whole_work_if_fewer`
 
 
 def size() -> int:
@@ -47,8 +49,8 @@ def device() -> torch.device:
 def joined() -> Iterator[None]:
     """Joins the processes that torchrun started, by the variables it sets; does nothing in a process of its own.
 
-    Objects and numbers travel over gloo, gradients on GPUs over nccl. When processes fail, the exception of the first
-    to fail is raised there; the others, whose talk it breaks off, leave with status 2 and without a word.
+    Objects and numbers travel over gloo, gradients on GPUs over nccl. When a process fails, it raises its exception;
+    the others lose their connection to it and exit with status 2 without printing anything.
 
     Raises:
         UserError: the machine has fewer GPUs than processes.
@@ -95,10 +97,10 @@ def check_share(environments: int) -> None:
 
 
 @contextmanager
-def everyone_alone(when: bool) -> Iterator[None]:
-    """If `when`, each process does inside what one process alone would do: all work, and all of them the same."""
+def whole_work_if_fewer(items: int) -> Iterator[None]:
+    """With fewer items than processes, each process does inside what one process alone would do: all of the work."""
     global _alone
-    before, _alone = _alone, _alone or when
+    before, _alone = _alone, _alone or items < size()
     try:
         yield
     finally:
@@ -108,13 +110,13 @@ def everyone_alone(when: bool) -> Iterator[None]:
 # Dealing work ------------------------------------------------------------------------------------------------------
 
 
-def own(items: Sequence[T]) -> Sequence[T]:
+def share(items: Sequence[T]) -> Sequence[T]:
     """The items of a list, or the rows of a tensor, that are this process's."""
     return items[rank() :: size()] if size() > 1 else items
 
 
 def merge(items: list[T]) -> list[T]:
-    """Undoes `own`: the results of all processes, in the order of the whole list."""
+    """Undoes `share`: the results of all processes, in the order of the whole list."""
     if size() == 1:
         return items
     parts = _gathered(items)
@@ -133,24 +135,24 @@ def align(generator: torch.Generator, drawn: int) -> None:
         generator.set_state(state)
 
 
-# Talking -----------------------------------------------------------------------------------------------------------
+# Messages ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _talk() -> Iterator[None]:
+def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         raise UserError(
-            "another process of this run was lost without a word (killed, out of memory, machine down); the same "
-            "command goes on from the last checkpoint"
+            "another process of this run ended without an error message (killed, out of memory, machine down); "
+            "the same command goes on from the last checkpoint"
         ) from error
 
 
 def _gathered(thing: T) -> list[T]:
     """The things of all processes, in their order."""
-    things = [None] * size()
-    with _talk():
+    things: list[Any] = [None] * size()
+    with _connected():
         dist.all_gather_object(things, thing)
     return things
 
@@ -159,8 +161,8 @@ def from_first(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, told to all."""
     if size() == 1:
         return make()
-    box = [make() if rank() == 0 else None]
-    with _talk():
+    box: list[Any] = [make() if rank() == 0 else None]
+    with _connected():
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -175,7 +177,10 @@ def total(sums: dict[str, float]) -> dict[str, float]:
 
 def summed(values: Tensor) -> Tensor:
     """The sum of all processes' tensors, added up in the same order everywhere."""
-    return values if size() == 1 else sum(t.to(values.device) for t in _gathered(values.detach().cpu()))
+    if size() == 1:
+        return values
+    first, *rest = (t.to(values.device) for t in _gathered(values.detach().cpu()))
+    return sum(rest, first)
 
 
 def concatenated(values: Tensor) -> Tensor:
@@ -189,7 +194,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     parameters = list(parameters)
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    with _talk():
+    with _connected():
         dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)

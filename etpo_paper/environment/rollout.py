@@ -1,42 +1,54 @@
 """Collecting a batch: the agent acts in all environments for a few steps.
 
-A `Transition` is what the methods learn from: token ids as they were sampled, the reward of the whole action, and
-the token ids of the state that follows. `collect` returns the transitions of a batch and, beside them, the rows that
-go into `steps.csv`.
+`collect` lets an `Actor` act in several environments side by side. It returns the transitions that the methods learn
+from (token ids as they were sampled, the reward of the whole action, the token ids of the state that follows), and with
+them the steps and actions that go into `steps.csv`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 
+from etpo_core.interfaces import Transition
 from etpo_paper.base import distributed
-from etpo_paper.environment.prompts import Action
+from etpo_paper.environment.prompts import Action, Prompt
 from etpo_paper.environment.text_mdp import Step, TextEnvironments
 
 
-@dataclass(frozen=True)
-class Transition:
-    """One action and what it earned.
+class Actor(Protocol):
+    """What writes the actions: a language model whose policy may be trained (`model.agent`), or a chat model."""
 
-    Attributes:
-        prompt: token ids of the state s_t.
-        action: token ids of the action a_t as sampled, end token included.
-        log_probs: log-probability of each action token under the distribution it was drawn from.
-        reward: r(s_t, a_t).
-        done: True when no state follows.
-        next_prompt: token ids of s_{t+1}; None when done. Present when an episode was cut off: bootstrap from it.
-    """
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a state."""
 
-    prompt: tuple[int, ...]
-    action: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    reward: float
-    done: bool
-    next_prompt: tuple[int, ...] | None
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token of an action."""
+
+    def act(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        ended: Callable[[str], None] | None = None,
+    ) -> list[Action]:
+        """An action for each state; `ended` is called with each body as soon as it is written."""
+
+    def refresh(self) -> None:
+        """Makes the next action that of the policy as it is now."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next action depends on, for a checkpoint."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` returned."""
 
 
 def collect(
-    agent,
+    actor: Actor,
     environments: TextEnvironments,
     steps: int,
     *,
@@ -48,7 +60,7 @@ def collect(
     """Lets the agent act `steps` times in every environment.
 
     Args:
-        agent: an `Agent`.
+        actor: writes the actions.
         environments: where it acts; their state moves on.
         steps: environment steps of each environment.
         max_new_tokens: length at which an action is cut off.
@@ -60,12 +72,13 @@ def collect(
         The transitions, and each step with its action, both ordered by time and then by environment; where several
         processes share the work, those of all of them.
     """
-    transitions, records = [], []
+    transitions: list[Transition] = []
+    records: list[tuple[Step, Action]] = []
     for _ in range(steps):
         # A program runs while others are still being written.
         with environments.ahead() as ended:
-            written = agent.act(
-                distributed.own(environments.prompts),
+            written = actor.act(
+                distributed.share(environments.prompts),
                 max_new_tokens=max_new_tokens,
                 generator=generator,
                 temperature=temperature,
@@ -79,12 +92,13 @@ def collect(
         for action, step in zip(actions, taken, strict=True):
             transitions.append(
                 Transition(
-                    prompt=agent.encode(step.prompt),  # the environments are in the next state by now
+                    prompt=actor.encode(step.prompt),  # the environments are in the next state by now
                     action=action.tokens,
                     log_probs=action.log_probs,
                     reward=step.reward,
-                    done=step.done,
-                    next_prompt=None if step.next_prompt is None else agent.encode(step.next_prompt),
+                    terminated=step.terminated,
+                    next_prompt=None if step.next_prompt is None else actor.encode(step.next_prompt),
+                    environment=step.environment,
                 )
             )
         records += zip(taken, actions, strict=True)

@@ -2,7 +2,7 @@
 
 An episode starts from the task's prompt. Code that runs earns its mean ROC AUC over the shared 50/50 splits and ends
 the episode; code that fails in any way earns -1, and the next state shows the failed body with its error. After
-`max_steps` tries the episode is cut off. Several episodes of one task run side by side, because the model writes and
+`max_steps` tries the episode is truncated. Several episodes of one task run side by side, because the model writes and
 the executor scores many programs at once.
 """
 
@@ -29,9 +29,9 @@ class Step:
         prompt: the state that was acted in.
         body: the action.
         reward: mean ROC AUC, or the failure reward.
-        done: True when the code ran: nothing follows.
-        cut_off: True when the episode ended at its step limit although it was not done.
-        next_prompt: the state that follows (also when cut off: its value is bootstrapped); None when done.
+        terminated: True when the code ran: nothing follows.
+        truncated: True when the episode ended at its step limit although it was not terminated.
+        next_prompt: the state that follows; None when terminated. A truncated episode has one, and is bootstrapped.
         status: the executor's verdict.
         error: its error text, empty when the code ran.
         error_class: name of the exception, empty when there is none.
@@ -44,8 +44,8 @@ class Step:
     prompt: Prompt
     body: str
     reward: float
-    done: bool
-    cut_off: bool
+    terminated: bool
+    truncated: bool
     next_prompt: Prompt | None
     status: str
     error: str
@@ -108,7 +108,7 @@ class TextEnvironments:
         sources = [program(body) for body, ban in zip(bodies, banned, strict=True) if not ban]
         outcomes: list[Outcome] = self.executor.score_many(sources, self.task.x, self.task.y, self.split_seeds)
         remaining = iter(outcomes)
-        results = []
+        results: list[tuple[str, float | None, str, str]] = []
         for ban in banned:
             if ban:
                 message = "RuntimeError: GridSearchCV is not allowed, choose the parameters directly"
@@ -128,15 +128,15 @@ class TextEnvironments:
         """Acts in every environment: executes one body each and moves on to the next states."""
         steps = []
         for i, (body, (status, score, error, error_class)) in enumerate(
-            zip(bodies, distributed.merge(self._score(distributed.own(bodies))), strict=True)
+            zip(bodies, distributed.merge(self._score(distributed.share(bodies))), strict=True)
         ):
             ran = score is not None
             # With a single step to an episode there is no state in which an error could be read.
-            done = ran or self.max_steps == 1
+            terminated = ran or self.max_steps == 1
             next_prompt = None
-            if not done:
+            if not terminated:
                 next_prompt = reflection_prompt(self.task.spec.description, **self._shape, body=body, error=error)
-            cut_off = not done and self._episode_step[i] >= self.max_steps
+            truncated = not terminated and self._episode_step[i] >= self.max_steps
             steps.append(
                 Step(
                     environment=i,
@@ -144,9 +144,9 @@ class TextEnvironments:
                     episode_step=self._episode_step[i],
                     prompt=self.prompts[i],
                     body=body,
-                    reward=score if ran else self.failure_reward,
-                    done=done,
-                    cut_off=cut_off,
+                    reward=self.failure_reward if score is None else score,
+                    terminated=terminated,
+                    truncated=truncated,
                     next_prompt=next_prompt,
                     status=status,
                     error="" if ran else error,
@@ -154,7 +154,7 @@ class TextEnvironments:
                     code_hash=hashlib.sha256(body.encode()).hexdigest()[:16],
                 )
             )
-            if done or cut_off:
+            if next_prompt is None or truncated:
                 self._episode[i], self._episode_step[i] = self._episodes_started, 1
                 self._episodes_started += 1
                 self.prompts[i] = self._first_prompt()

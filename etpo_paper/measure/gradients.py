@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from etpo_core.bellman import lambda_targets
+from etpo_core.interfaces import Alone
 from etpo_core.value import LeastSquaresValue
 
 
@@ -46,7 +47,7 @@ def fitted(actions: Actions, known: Tensor, ridge: float) -> Tensor:
     if len(known):
         of_known = actions.tokens_of(known)
         value.observe(features[of_known], actions.returns.repeat_interleave(actions.lengths)[of_known])
-        value.fit()
+        value.fit(Alone())
     return value(features)
 
 
@@ -59,7 +60,7 @@ def advantages(actions: Actions, value: Tensor, lam: float) -> Tensor:
         torch.zeros_like(padded),
         actions.lengths,
         reward=actions.returns,
-        done=torch.ones(len(actions.returns), dtype=torch.bool),
+        terminated=torch.ones(len(actions.returns), dtype=torch.bool),
         next_soft_value=torch.zeros_like(actions.returns),
         beta=0.0,
         gamma=1.0,

@@ -1,49 +1,42 @@
 """POAD: token-level PPO under Bellman backups with action decomposition (arXiv 2405.15821).
 
-As `ppo_kl`, but every token is a decision of its own: it has a value V(s, w^1 ... w^{j-1}), read by a scalar head off
-the critic's hidden state, an advantage from lambda-returns that run undiscounted through the action, and a clipped
-ratio. Each token pays -beta log pi/rho of itself, whose mean is the KL at its position.
+As `ppo_kl`, but every token is a decision of its own. It has a value V(s, w¹ … wʲ⁻¹), read by a scalar head off the
+critic's features, an advantage from λ-returns that run undiscounted through the action, and a clipped ratio. Each token
+pays -β log π/ρ of itself, whose mean is the KL at its position.
+
+With `discount_tokens` it is NTPO of the same paper: tokens are ordinary time steps, and γ also stands between the
+tokens of one action. The reward of an action of L tokens then reaches its first token as γ^{L-1} r, and what is
+maximised depends on how long an action is written, which is the mistake that action decomposition removes.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from etpo_core.bellman import lambda_targets
+from etpo_core.interfaces import Batch, Networks, Reducer, Transition, UpdateResult, credit_of
 from etpo_core.losses import critic_loss, ppo_clipped_loss
-from etpo_paper.base import distributed
-from etpo_paper.base.settings import Settings
-from etpo_paper.environment.rollout import Transition
-from etpo_paper.methods.common import (
-    Learnt,
-    adamw,
-    credit_of,
-    micro_batches,
-    optimiser_step,
-    pack,
-    state_batches,
-    token_log_prob,
-)
-from etpo_paper.model.agent import Agent, Sequences
-from etpo_paper.model.head import statistics
 
 
 class POAD:
-    """Token-level PPO with a KL penalty and no discount inside an action.
+    """Token-level PPO with a KL penalty.
 
     Args:
-        beta: weight of the KL in the reward.
-        gamma: discount between actions.
-        lam: of the lambda-returns inside an action (generalised advantage estimation).
-        clip: the ratio of a token's probabilities is clipped to [1 - clip, 1 + clip].
+        beta: β, weight of the KL in the reward, in units of reward per nat.
+        gamma: γ, discount between actions.
+        lam: λ of the returns inside an action (generalised advantage estimation).
+        clip: ε; the ratio of a token's probabilities is clipped to [1 - ε, 1 + ε].
         epochs: passes over a batch.
-        policy_lr: learning rate of the policy's adapter.
-        critic_lr: learning rate of the critic's adapter.
+        policy_lr: learning rate of the policy.
+        critic_lr: learning rate of the critic.
         value_lr: learning rate of the critic's value head.
         reflect: whether failed tries come back with their error.
+        discount_tokens: whether γ also stands between tokens (NTPO).
     """
 
     trains = True
-    inner_discount = 1.0
 
     def __init__(
         self,
@@ -57,101 +50,97 @@ class POAD:
         critic_lr: float,
         value_lr: float,
         reflect: bool,
+        discount_tokens: bool = False,
     ):
         self.beta, self.gamma, self.lam, self.clip, self.epochs = beta, gamma, lam, clip, epochs
         self.policy_lr, self.critic_lr, self.value_lr, self.reflect = policy_lr, critic_lr, value_lr, reflect
+        self.inner_discount = gamma if discount_tokens else 1.0
+        self.optimisers: list[torch.optim.Optimizer] = []
 
-    def start(self, agent: Agent, training: Settings) -> None:
+    def start(self, networks: Networks, reducer: Reducer) -> None:
         """See `Method.start`."""
-        self.agent, self.grad_norm, self.tokens_at_once = agent, training.grad_norm, training.micro_batch_tokens
-        self.policy_optimiser = adamw(training.momentum, (agent.parameters("policy"), self.policy_lr))
-        self.critic_optimiser = adamw(
-            training.momentum,
-            (agent.parameters("critic"), self.critic_lr),
-            (agent.value_heads["critic"].parameters(), self.value_lr),
-        )
-        self.optimisers = [self.policy_optimiser, self.critic_optimiser]
+        self.networks, self.reducer = networks, reducer
+        self.optimisers = [
+            networks.adamw({"policy": self.policy_lr}),
+            networks.adamw({"critic": self.critic_lr, "value": self.value_lr}),
+        ]
 
-    def update(self, transitions: list[Transition]) -> Learnt:
-        """`epochs` passes over a batch; ratios are taken against the policy before the first."""
-        agent, groups = self.agent, list(micro_batches(distributed.own(transitions), self.tokens_at_once))
-        batches, total = [pack(agent, group) for group in groups], sum(len(t.action) for t in transitions)
+    def update(self, transitions: Sequence[Transition]) -> UpdateResult:
+        """`epochs` passes over a batch; ratios are taken against the policy before the first. See `Method.update`."""
+        networks, reducer = self.networks, self.reducer
+        batches, total = networks.batches(reducer.share(transitions)), sum(len(t.action) for t in transitions)
         values, old_log_probs, penalties, kl = [], [], [], 0.0
         for batch in batches:
-            reference, policy = agent.hidden("reference", batch), agent.hidden("policy", batch)
-            values.append(batch.each(agent.value("critic", agent.hidden("critic", batch)).detach()))
-            of_policy = statistics(policy, agent.head_weight, reference=reference, tokens=batch.tokens)
-            old_log_probs.append(batch.each(of_policy.log_prob))
-            penalties.append(self.beta * (old_log_probs[-1] - token_log_prob(agent, batch, reference)))
-            kl += float(batch.each(of_policy.kl).sum())
-        next_values = self._next_values(groups, batches, values)
-        returns = [self._returns(*row) for row in zip(groups, batches, values, penalties, next_values, strict=True)]
-        advantage = torch.cat(returns) - torch.cat(values)
-        everyones = distributed.concatenated(advantage)
-        scaled = (advantage - everyones.mean()) / (everyones.std(correction=0) + 1e-8)
-        advantages = scaled.split([len(v) for v in values])
-        sums = {"policy_loss": 0.0, "critic_loss": 0.0}
+            values.append(self._value(batch))
+            terms = networks.evaluate(batch)
+            old_log_probs.append(terms.log_prob)
+            penalties.append(self.beta * (terms.log_prob - networks.log_prob(batch, "reference")))
+            kl += float(batch.flat(terms.kl).sum())
+        following = self._next_values(batches, values)
+        returns = [self._returns(*row) for row in zip(batches, values, penalties, following, strict=True)]
+        advantages = [goal - value for goal, value in zip(returns, values, strict=True)]
+        everyones = reducer.concatenated(torch.cat([b.flat(a) for b, a in zip(batches, advantages, strict=True)]))
+        mean, deviation = everyones.mean(), everyones.std(correction=0) + 1e-8
+        sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": kl}
         for _ in range(self.epochs):
-            for batch, old, weight, goal in zip(batches, old_log_probs, advantages, returns, strict=True):
-                policy = agent.hidden("policy", batch, grad=True)
-                losses = ppo_clipped_loss(token_log_prob(agent, batch, policy), old, weight, self.clip)
-                critic = batch.each(agent.value("critic", agent.hidden("critic", batch, grad=True)))
-                error = critic_loss(critic, goal)
+            for batch, old, advantage, goal in zip(batches, old_log_probs, advantages, returns, strict=True):
+                log_prob = networks.log_prob(batch, "policy", grad=True)
+                weight = (advantage - mean) / deviation
+                losses = batch.flat(ppo_clipped_loss(log_prob, old, weight, self.clip))
+                error = batch.flat(critic_loss(self._value(batch, grad=True), goal, batch.mask))
                 ((losses + error).sum() / total).backward()
                 sums["policy_loss"] += float(losses.detach().sum())
                 sums["critic_loss"] += float(error.detach().sum())
-            optimiser_step(self.policy_optimiser, self.grad_norm)
-            optimiser_step(self.critic_optimiser, self.grad_norm)
-        sums = distributed.total({**sums, "kl": kl})
+            for optimiser in self.optimisers:
+                networks.step(optimiser)
+        sums = reducer.total(sums)
         logged = {
             "policy_loss": sums["policy_loss"] / (total * self.epochs),
             "critic_loss": sums["critic_loss"] / (total * self.epochs),
             "kl_per_token": sums["kl"] / total,
             "kl_per_action": sums["kl"] / len(transitions),
         }
-        pairs = zip(returns, values, batches, strict=True)
-        held = [(goal - value).split(batch.lengths.tolist()) for goal, value, batch in pairs]
-        return Learnt(logged, credit_of(transitions, groups, held))
+        return UpdateResult(logged, credit_of(transitions, batches, advantages, reducer))
 
-    def _returns(
-        self, group: list[Transition], batch: Sequences, values: Tensor, penalty: Tensor, next_value: Tensor
-    ) -> Tensor:
-        """lambda-return [N] of each token, its own penalty included."""
-        # V counts the penalties from its own position on, the backup's V + penalty those behind it.
-        padded = lambda_targets(
-            batch.to_padded(values + penalty),
-            batch.to_padded(penalty),
+    def _value(self, batch: Batch, grad: bool = False) -> Tensor:
+        """[B, T] V of each prefix."""
+        with torch.set_grad_enabled(grad):
+            return self.networks.value(self.networks.features(batch, "critic", grad)) * batch.mask
+
+    def _returns(self, batch: Batch, values: Tensor, penalty: Tensor, next_value: Tensor) -> Tensor:
+        """[B, T] λ-return of each token, its own penalty included."""
+        # V counts the penalties from its own position on; the backup's V + penalty counts those behind it.
+        ends = batch.reward, batch.terminated, next_value
+        targets = lambda_targets(
+            values + penalty,
+            penalty,
             batch.lengths,
-            reward=values.new_tensor([t.reward for t in group]),
-            done=torch.tensor([t.done for t in group], device=values.device),
-            next_soft_value=next_value,
+            *ends,
             beta=1.0,
             gamma=self.gamma,
             lam=self.lam,
             inner_discount=self.inner_discount,
         )
-        return batch.to_flat(padded) - penalty
+        return (targets - penalty) * batch.mask
 
-    @torch.no_grad()
-    def _next_values(
-        self, groups: list[list[Transition]], batches: list[Sequences], values: list[Tensor]
-    ) -> list[Tensor]:
-        """V(s') of each transition, a tensor [batch] for each group; 0 where nothing follows."""
-        agent, known = self.agent, {}
-        for group, batch, value in zip(groups, batches, values, strict=True):
-            first = value[batch.lengths.cumsum(0) - batch.lengths].tolist()
-            known.update((t.prompt, v) for t, v in zip(group, first, strict=True))
-        unknown = {t.next_prompt for group in groups for t in group if not t.done} - known.keys()
-        for states, batch in state_batches(agent, unknown, self.tokens_at_once):
-            known.update(zip(states, agent.value("critic", agent.hidden("critic", batch)).tolist(), strict=True))
-        rows = [[0.0 if t.done else known[t.next_prompt] for t in group] for group in groups]
-        return [torch.tensor(row, device=agent.device) for row in rows]
+    def _next_values(self, batches: Sequence[Batch], values: Sequence[Tensor]) -> list[Tensor]:
+        """[B] V(s') of each transition of each micro-batch, 0 where nothing follows."""
+        known: dict[tuple[int, ...], float] = {}
+        for batch, value in zip(batches, values, strict=True):
+            known.update((t.prompt, v) for t, v in zip(batch.transitions, value[:, 0].tolist(), strict=True))
+        unknown = {t.next_prompt for b in batches for t in b.transitions if t.next_prompt} - known.keys()
+        for batch in self.networks.state_batches(unknown):
+            known.update(
+                (t.prompt, v) for t, v in zip(batch.transitions, self._value(batch)[:, 0].tolist(), strict=True)
+            )
+        rows = [[known[t.next_prompt] if t.next_prompt else 0.0 for t in batch.transitions] for batch in batches]
+        return [torch.tensor(row, device=self.networks.device) for row in rows]
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         """See `Method.get_state`."""
-        return {"policy": self.policy_optimiser.state_dict(), "critic": self.critic_optimiser.state_dict()}
+        return {"optimisers": [o.state_dict() for o in self.optimisers]}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """See `Method.set_state`."""
-        self.policy_optimiser.load_state_dict(state["policy"])
-        self.critic_optimiser.load_state_dict(state["critic"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)

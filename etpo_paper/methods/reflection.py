@@ -1,8 +1,11 @@
 """Reflection: no training at all. The model tries, reads its error, and tries again (arXiv 2402.06700, baseline)."""
 
-from etpo_paper.base.settings import Settings
-from etpo_paper.environment.rollout import Transition
-from etpo_paper.methods.common import Learnt
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from etpo_core.interfaces import Networks, Reducer, Transition, UpdateResult
 
 
 class Reflection:
@@ -17,17 +20,18 @@ class Reflection:
 
     def __init__(self, *, reflect: bool, model: str | None = None):
         self.reflect, self.model = reflect, model
+        self.optimisers: list[torch.optim.Optimizer] = []
 
-    def start(self, agent, training: Settings) -> None:
+    def start(self, networks: Networks, reducer: Reducer) -> None:
         """Nothing to prepare."""
 
-    def update(self, transitions: list[Transition]) -> Learnt:
+    def update(self, transitions: Sequence[Transition]) -> UpdateResult:
         """Nothing to learn."""
-        return Learnt({}, [])
+        return UpdateResult({}, [])
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         """Nothing to keep."""
         return {}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""

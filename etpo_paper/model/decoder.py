@@ -162,7 +162,7 @@ class _Uniform:
         """The numbers [n] in [0, 1) of n pairs of a step and a row, in float64."""
         while len(self.numbers) <= max(steps):
             numbers = torch.rand(self.count * distributed.size(), generator=self.generator, dtype=torch.float64)
-            self.numbers.append(distributed.own(numbers))
+            self.numbers.append(distributed.share(numbers))
             self.states.append(self.generator.get_state())
         return torch.stack(self.numbers)[list(steps), list(rows)]
 

@@ -33,7 +33,7 @@ class World:
         prefixes: integer [A, T], which prefix stands before each token (0 is the empty one), padded with 0.
         transition: [S, A, S] probability of the next state.
         reward: [S, A].
-        done: bool [S, A], the action ends the episode.
+        terminated: bool [S, A], the action ends the episode.
         reference_logits: [S, P, V] of ρ.
     """
 
@@ -42,7 +42,7 @@ class World:
     prefixes: Tensor
     transition: Tensor
     reward: Tensor
-    done: Tensor
+    terminated: Tensor
     reference_logits: Tensor
 
     @property
@@ -69,7 +69,7 @@ class World:
     def action_values(self, policy_logits: Tensor, beta: float, gamma: float) -> tuple[Tensor, Tensor]:
         """Entropy-regularised value of a policy over whole actions, from one linear system.
 
-        V(s) = Σ_a π(a|s) (Q(s,a) - β log π(a|s)/ρ(a|s)),  Q(s,a) = r + γ (1 - done) Σ_s' P(s'|s,a) V(s').
+        V(s) = Σ_a π(a|s) (Q(s,a) - β log π(a|s)/ρ(a|s)),  Q(s,a) = r + γ (1 - terminated) Σ_s' P(s'|s,a) V(s').
 
         Returns:
             V [S] and Q [S, A].
@@ -77,7 +77,7 @@ class World:
         log_policy = self.action_log_prob(policy_logits)
         probability = log_policy.exp()
         kl = (probability * (log_policy - self.action_log_prob(self.reference_logits))).sum(dim=-1)
-        onward = gamma * self.transition * (~self.done)[..., None]
+        onward = gamma * self.transition * (~self.terminated)[..., None]
         matrix = torch.eye(len(kl), dtype=kl.dtype) - torch.einsum("sa,sat->st", probability, onward)
         value = torch.linalg.solve(matrix, (probability * self.reward).sum(dim=-1) - beta * kl)
         return value, self.reward + onward @ value
@@ -89,7 +89,7 @@ class World:
             V [S], Q [S, A] and log π* [S, A].
         """
         log_reference = self.action_log_prob(self.reference_logits)
-        onward = gamma * self.transition * (~self.done)[..., None]
+        onward = gamma * self.transition * (~self.terminated)[..., None]
 
         def sweep(value: Tensor) -> Tensor:
             return beta * torch.logsumexp(log_reference + (self.reward + onward @ value) / beta, dim=-1)
@@ -163,7 +163,7 @@ class World:
             inner,
             self.lengths.repeat(states),
             self.reward.flatten(),
-            self.done.flatten(),
+            self.terminated.flatten(),
             self.after(values[:, 0]),
             gamma,
             inner_discount,
@@ -205,7 +205,7 @@ class World:
         at_position = torch.where(self.mask, kl[:, self.prefixes], 0)
         mean = torch.einsum("sa,saj->sj", self.action_log_prob(policy_logits).exp(), at_position)
         following = torch.einsum("sat,tj->saj", self.transition, mean)
-        return torch.where(self.done[..., None], 0, following).flatten(0, 1)
+        return torch.where(self.terminated[..., None], 0, following).flatten(0, 1)
 
 
 def random_world(seed: int, states: int = 3, vocabulary: int = 4, longest: int = 3, done_share: float = 0.3) -> World:
@@ -240,7 +240,7 @@ def random_world(seed: int, states: int = 3, vocabulary: int = 4, longest: int =
         prefixes=prefixes,
         transition=torch.softmax(normal(*shape, states), dim=-1),
         reward=2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1,
-        done=torch.rand(*shape, generator=generator) < done_share,
+        terminated=torch.rand(*shape, generator=generator) < done_share,
         reference_logits=normal(states, len(prefix_of), vocabulary),
     )
 

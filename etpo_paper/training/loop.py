@@ -8,52 +8,54 @@ Several processes can share a run (`distributed`): all call `train` and get the 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
+from etpo_core.interfaces import Method, Networks, Transition
 from etpo_core.sandbox import SandboxPool
 from etpo_paper.base import distributed
-from etpo_paper.base.provenance import write_tensors
 from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import Task
 from etpo_paper.environment.prompts import Action, program
-from etpo_paper.environment.rollout import Transition, collect
+from etpo_paper.environment.rollout import Actor, collect
 from etpo_paper.environment.text_mdp import Step, TextEnvironments
-from etpo_paper.methods.common import set_rates
-from etpo_paper.training.checkpoint import read_checkpoint
+from etpo_paper.training.checkpoint import read_checkpoint, write_checkpoint
 from etpo_paper.training.run import Run
-from etpo_paper.training.run_files import RunFiles, as_text
+from etpo_paper.training.run_files import RunFiles
 
 
 def train(
     run: Run,
-    agent,
-    method,
+    actor: Actor,
+    networks: Networks | None,
+    method: Method,
     task: Task,
     executor: SandboxPool,
     settings: Settings,
-    mark: str,
-) -> Iterator[dict]:
+    fingerprint: str,
+    writes: bool = True,
+) -> Iterator[dict[str, Any]]:
     """Runs a method on a task, or goes on with a run that was stopped.
 
     Args:
         run: names the run and its folder.
-        agent: writes the code; an `Agent` or a chat agent.
-        method: learns from it.
+        actor: writes the programs.
+        networks: what the method trains, and what the actor acts with; None for a method that does not train.
+        method: learns from the programs.
         task: the data set.
         executor: scores programs.
         settings: of the scale.
-        mark: the run's `fingerprint` and the sum of the model's weights, say; a checkpoint with another mark is not
-            gone on from.
+        fingerprint: names what the run depends on; a checkpoint with another fingerprint is not gone on from.
+        writes: whether this process writes the files; one of those that share a run does.
 
     Yields:
-        The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted all
+        The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted, all
         files of the run but its card are complete; its checkpoint is left until that is written.
     """
     training, environment = settings.training, settings.environment
     distributed.check_share(training.environments)
-    first = distributed.rank() == 0
     generator = torch.Generator().manual_seed(run.seed)
     environments = TextEnvironments(
         task,
@@ -64,24 +66,25 @@ def train(
         failure_reward=environment.failure_reward,
         forbid_grid_search=environment.forbid_grid_search,
     )
-    method.start(agent, training)
+    if networks is not None:
+        method.start(networks, distributed)
     kept = training.samples_per_update
-    state = distributed.from_first(lambda: read_checkpoint(run.state, mark))
+    state = distributed.from_first(lambda: read_checkpoint(run.state, fingerprint))
     update, steps, best = 0, 0, None
     if state is not None:
         update, steps, best = state["update"], state["steps"], state["best"]
         generator.set_state(state["generator"])
         environments.set_state(state["environments"])
-        agent.set_state(state["agent"])
+        actor.set_state(state["actor"])
         method.set_state(state["method"])
-    files = RunFiles(run.folder, None if state is None else state["lengths"]) if first else None
+    files = RunFiles(run.folder, None if state is None else state["lengths"]) if writes else None
     try:
         while steps < training.env_steps:
             started = time.perf_counter()
             # The last batch takes what is left of the budget, to the next whole step of all environments.
             left = -(-(training.env_steps - steps) // training.environments)
             transitions, records = collect(
-                agent,
+                actor,
                 environments,
                 min(training.steps_per_update, left),
                 max_new_tokens=training.max_new_tokens,
@@ -91,53 +94,50 @@ def train(
             )
             # Environments step together; what lies beyond the budget is neither learnt from nor reported.
             transitions, records = transitions[: training.env_steps - steps], records[: training.env_steps - steps]
-            if method.trains:
-                done = steps / training.env_steps
-                set_rates(method.optimisers, 1 - (1 - training.final_rate) * done)
+            set_rates(method.optimisers, 1 - (1 - training.final_rate) * (steps / training.env_steps))
             # Of a last batch with fewer transitions than processes, some would have none to learn from.
-            with distributed.everyone_alone(when=len(transitions) < distributed.size()):
-                learnt, credit = method.update(transitions)
+            with distributed.whole_work_if_fewer(len(transitions)):
+                logged, credit = method.update(transitions)
             if method.trains:
-                agent.refresh()
+                actor.refresh()
             seconds = time.perf_counter() - started
             rows = [_step_row(steps + i, update, *record) for i, record in enumerate(records, start=1)]
             best = _better(best, records)
             steps += len(records)
-            row = {"update": update, "steps": steps, **_summary(rows), **learnt, "seconds": seconds}
+            row = {"update": update, "steps": steps, **_summary(rows), **logged, "seconds": seconds}
             row["tokens_per_second"] = row["tokens"] / seconds
             update += 1
-            if first:
+            if files is not None:
                 samples = [_sample(r, *record) for r, record in zip(rows[:kept], records[:kept], strict=True)]
                 if credit:
-                    _add_credit(samples, transitions[:kept], agent, credit[:kept])
+                    _add_credit(samples, transitions[:kept], actor, credit[:kept])
                 files.write(rows, row, samples)
-                run.state.parent.mkdir(exist_ok=True)
-                write_tensors(
-                    run.state,
-                    {
-                        "fingerprint": mark,
-                        "update": update,
-                        "steps": steps,
-                        "best": best,
-                        "generator": generator.get_state(),
-                        "environments": environments.get_state(),
-                        "agent": agent.get_state(),
-                        "method": method.get_state(),
-                        "lengths": files.lengths(),
-                    },
-                )
+                content = {
+                    "update": update,
+                    "steps": steps,
+                    "best": best,
+                    "generator": generator.get_state(),
+                    "environments": environments.get_state(),
+                    "actor": actor.get_state(),
+                    "method": method.get_state(),
+                    "lengths": files.lengths(),
+                }
+                write_checkpoint(run.state, fingerprint, content)
             yield {**row, "best_reward": best["reward"] if best else environment.failure_reward}
     finally:
-        if first:
+        if files is not None:
             files.close()
-    if not first:
-        return
-    (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
-    if method.trains:
-        agent.save_policy(run.folder / "checkpoint" / "policy")
+    if writes:
+        (run.folder / "best_code.py").write_text(best["program"] if best else "", encoding="utf-8")
 
 
-def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
+def set_rates(optimisers: Iterable[torch.optim.Optimizer], share: float) -> None:
+    """Sets all learning rates to a share of what they were at first; the first ones are kept in the state."""
+    for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+        group["lr"] = share * group.setdefault("initial_lr", group["lr"])
+
+
+def _step_row(number: int, update: int, step: Step, action: Action) -> dict[str, Any]:
     return {
         "step": number,
         "update": update,
@@ -145,7 +145,7 @@ def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
         "episode": step.episode,
         "episode_step": step.episode_step,
         "reward": float(step.reward),
-        "done": int(step.done),
+        "done": int(step.terminated),
         "status": step.status,
         "error_class": step.error_class,
         "code_hash": step.code_hash,
@@ -153,7 +153,7 @@ def _step_row(number: int, update: int, step: Step, action: Action) -> dict:
     }
 
 
-def _summary(rows: list[dict]) -> dict:
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     rewards = [row["reward"] for row in rows]
     return {
         "mean_reward": sum(rewards) / len(rewards),
@@ -163,25 +163,27 @@ def _summary(rows: list[dict]) -> dict:
     }
 
 
-def _sample(row: dict, step: Step, action: Action) -> dict:
+def _sample(row: dict[str, Any], step: Step, action: Action) -> dict[str, Any]:
     return {
         "update": row["update"],
         "step": row["step"],
-        "reward": float(as_text(row["reward"])),
+        "reward": float(f"{row['reward']:.6g}"),
         "status": row["status"],
         "error": step.error,
         "code": action.body,
     }
 
 
-def _add_credit(samples: list[dict], transitions: list[Transition], agent, credit: list[list[float]]) -> None:
+def _add_credit(
+    samples: list[dict[str, Any]], transitions: list[Transition], actor: Actor, credit: list[list[float]]
+) -> None:
     """Puts the text of each token and what the method held of it beside the code, for the pictures of credit."""
     for sample, t, values in zip(samples, transitions, credit, strict=True):
-        sample["pieces"] = agent.pieces(t.action)
+        sample["pieces"] = actor.pieces(t.action)
         sample["credit"] = [float(f"{c:.3g}") for c in values]
 
 
-def _better(best: dict | None, records: list[tuple[Step, Action]]) -> dict | None:
+def _better(best: dict[str, Any] | None, records: list[tuple[Step, Action]]) -> dict[str, Any] | None:
     """The best code so far; the earliest among equals."""
     for step, action in records:
         if step.status == "ok" and (best is None or step.reward > best["reward"]):

@@ -42,14 +42,14 @@ def make(task, verdicts, count=1, **options):
 def test_success_ends_the_episode_and_pays_the_score(toy_task):
     environments = make(toy_task, [0.8])
     (step,) = environments.step(["    model = 1\n"])
-    assert (step.reward, step.done, step.cut_off, step.next_prompt, step.error) == (0.8, True, False, None, "")
+    assert (step.reward, step.terminated, step.truncated, step.next_prompt, step.error) == (0.8, True, False, None, "")
     assert environments.prompts == [task_prompt("Toy", 3, 20)]
 
 
 def test_failure_pays_minus_one_and_shows_code_and_error(toy_task):
     environments = make(toy_task, ["bad shape"])
     (step,) = environments.step(["    model = 1\n"])
-    assert (step.reward, step.done, step.error_class) == (-1.0, False, "ValueError")
+    assert (step.reward, step.terminated, step.error_class) == (-1.0, False, "ValueError")
     expected = reflection_prompt("Toy", 3, 20, "    model = 1\n", "ValueError: bad shape (line 6)")
     assert environments.prompts == [expected] and step.next_prompt == expected
     assert "bad shape" in expected.prefix and "    model = 1\n    return model" in expected.prefix
@@ -61,11 +61,11 @@ def test_a_fault_of_the_sandbox_is_no_failure_of_the_program(toy_task):
         environments.step(["    model = 1\n"])
 
 
-def test_an_episode_is_cut_off_after_max_steps_and_can_still_be_bootstrapped(toy_task):
+def test_an_episode_is_truncated_after_max_steps_and_can_still_be_bootstrapped(toy_task):
     environments = make(toy_task, ["a", "b", "c"], max_steps=2)
     first, second, third = (environments.step(["    x\n"])[0] for _ in range(3))
-    assert (first.cut_off, second.cut_off) == (False, True)
-    assert second.next_prompt is not None and not second.done
+    assert (first.truncated, second.truncated) == (False, True)
+    assert second.next_prompt is not None and not second.terminated
     assert (first.episode, second.episode, third.episode) == (0, 0, 1)
     assert (first.episode_step, second.episode_step, third.episode_step) == (1, 2, 1)
 
@@ -73,13 +73,13 @@ def test_an_episode_is_cut_off_after_max_steps_and_can_still_be_bootstrapped(toy
 def test_without_reflection_every_step_ends_its_episode(toy_task):
     environments = make(toy_task, ["a"], max_steps=1)
     (step,) = environments.step(["    x\n"])
-    assert step.done and not step.cut_off and step.next_prompt is None and step.reward == -1.0
+    assert step.terminated and not step.truncated and step.next_prompt is None and step.reward == -1.0
 
 
 def test_environments_are_independent(toy_task):
     environments = make(toy_task, [0.7, "broken", 0.9], count=3)
     steps = environments.step(["    a\n", "    b\n", "    c\n"])
-    assert [s.done for s in steps] == [True, False, True]
+    assert [s.terminated for s in steps] == [True, False, True]
     assert [environments._episode[i] for i in range(3)] == [3, 1, 4]
 
 

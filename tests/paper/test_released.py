@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from etpo_core import losses
-from etpo_paper.base.settings import Settings, load_settings
-from etpo_paper.environment.rollout import Transition
+from etpo_core.interfaces import Alone, Transition
+from etpo_paper.base.settings import load_settings
 from etpo_paper.methods import build_method
 from etpo_paper.methods.released import Lion, one_sided_huber, uniform_policy_loss
-from etpo_paper.model.agent import Sequences
 
 OFF = dict.fromkeys(
-    ["uniform_policy_loss", "no_reference", "late_kl", "one_sided_huber", "ignore_sampling", "lion", "half_weights"],
+    ["uniform_policy_loss", "no_reference", "late_kl", "one_sided_huber", "lion", "half_weights"],
     False,
 )
 PROMPT = (1, 2, 3)
@@ -22,29 +21,19 @@ def settings():
     return load_settings("laptop")
 
 
-def started(settings, agent, environments=2, **changes):
-    method = build_method("released", Settings(**{**vars(settings.methods.released), **changes}))
-    method.start(agent, Settings(**{**vars(settings.training), "environments": environments}))
+def started(settings, agent, **changes):
+    method = build_method("released", {**settings.methods["released"].plain(), **changes})
+    method.start(agent.networks, Alone())
     return method
 
 
 def batch(rewards=(0.9, -1.0, 0.4, -1.0)):
+    """Two environments, two steps."""
     actions = [(4, 5, 6), (7, 8), (9,), (4, 4, 5, 5)]
     return [
-        Transition(PROMPT, a, (0.0,) * len(a), r, r > 0, None if r > 0 else (1, 2, 9))
-        for a, r in zip(actions, rewards, strict=True)
+        Transition(PROMPT, a, (0.0,) * len(a), r, r > 0, None if r > 0 else (1, 2, 9), environment=i % 2)
+        for i, (a, r) in enumerate(zip(actions, rewards, strict=True))
     ]
-
-
-def policy_after(make_agent, settings, rewards, **changes):
-    agent = make_agent()
-    with torch.no_grad():
-        for parameter in agent.parameters("critic"):
-            parameter.add_(0.05)
-    method = started(settings, agent, policy_lr=1e-3, critic_lr=0.0, half_weights=False, **changes)
-    for _ in range(2):
-        method.update(batch(rewards))
-    return torch.cat([p.detach().flatten() for p in agent.parameters("policy")])
 
 
 def test_the_policys_gradient_is_the_same_for_any_q():
@@ -71,11 +60,11 @@ def test_no_critic_reaches_the_policy_of_the_released_update(make_agent, setting
     def run(shift, **changes):
         agent = make_agent()
         with torch.no_grad():
-            for parameter in agent.parameters("critic"):
+            for parameter in agent.networks.parameters("critic"):
                 parameter.add_(shift)
         method = started(settings, agent, policy_lr=1e-3, half_weights=False, **changes)
         method.update(batch())
-        return torch.cat([p.detach().flatten() for p in agent.parameters("policy")])
+        return torch.cat([p.detach().flatten() for p in agent.networks.parameters("policy")])
 
     assert torch.equal(run(0.0), run(0.1))
     assert not torch.equal(run(0.0, uniform_policy_loss=False), run(0.1, uniform_policy_loss=False))
@@ -83,7 +72,7 @@ def test_no_critic_reaches_the_policy_of_the_released_update(make_agent, setting
 
 def test_huber_has_one_side():
     q = torch.tensor([0.0, 0.0, 5.0, -30.0, 30.0], requires_grad=True)
-    loss = one_sided_huber(q, torch.tensor([1.0, -1.0, 5.0, 0.0, 0.0]), 10.0)
+    loss = one_sided_huber(q, torch.tensor([1.0, -1.0, 5.0, 0.0, 0.0]), torch.ones(5).bool(), 10.0)
     whole = losses.critic_loss(q.detach(), torch.tensor([1.0, -1.0, 5.0, 0.0, 0.0]), huber_delta=10.0)
     assert loss[:4].tolist() == whole[:4].tolist() and loss[4] == 0 and whole[4] > 0
     loss.sum().backward()
@@ -95,7 +84,7 @@ def test_gradients_are_those_of_the_losses():
     logits, q = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z: uniform_policy_loss(z, q, 0.3), logits)
     targets = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda z: one_sided_huber(z, targets, 0.5), logits)
+    assert torch.autograd.gradcheck(lambda z: one_sided_huber(z, targets, torch.ones(3, 5).bool(), 0.5), logits)
     with pytest.raises(ValueError, match=r"q: shape \(2, 5\), expected \[3, 5\], that of policy_logits"):
         uniform_policy_loss(logits, q[:2], 0.3)
     narrow = uniform_policy_loss(logits.detach().bfloat16(), q.detach().bfloat16(), 0.3)
@@ -107,17 +96,18 @@ def test_gradients_are_those_of_the_losses():
 def test_late_kl_is_that_of_the_environments_next_action(make_agent, settings):
     agent = make_agent()
     with torch.no_grad():
-        for parameter in agent.parameters("policy"):
+        for parameter in agent.networks.parameters("policy"):
             parameter.add_(0.05)
-    method = started(settings, agent, **OFF | {"late_kl": True}, reading="residual", beta=1.0)
+    method = started(settings, agent, **OFF | {"late_kl": True}, parameterisation="residual", beta=1.0)
     transitions = batch()
     method._kl_after = method._kl_of_following(transitions)
     assert set(method._kl_after) == {id(transitions[0]), id(transitions[1])}  # two environments, two steps
     assert [len(method._kl_after[id(t)]) for t in transitions[:2]] == [1, 4]
-    packed = Sequences.pack([PROMPT] * 4, [t.action for t in transitions], "cpu")
-    values, kl = torch.zeros(len(packed.tokens)), torch.full((len(packed.tokens),), 7.0)
-    targets = method._targets(packed, transitions, values, kl, torch.zeros(4), {}, method.lam)
-    shown = packed.to_padded(targets)
+    (packed,) = agent.networks.batches(transitions)
+    zeros = torch.zeros(packed.mask.shape)
+    kl = torch.full_like(zeros, 7.0)
+    found = method._targets(packed, zeros, kl, torch.zeros(4), method.lam)
+    shown = [found[packed.transitions.index(t)] for t in transitions]
     assert shown[0].tolist() == pytest.approx([0.0, 0.0, 0.9, 0.0])  # the next action has one token: KL 0 beyond
     following = method._kl_after[id(transitions[1])]
     assert following[1] > 1e-4
@@ -125,17 +115,16 @@ def test_late_kl_is_that_of_the_environments_next_action(make_agent, settings):
     assert shown[3].tolist() == pytest.approx([0.0, 0.0, 0.0, -1.0])  # nothing follows in the batch
 
 
-def test_every_switch_off_is_etpo(make_agent, settings):
-    common = {"beta": 0.3, "gamma": 0.99, "lam": 0.0, "tau": 0.9, "reading": "residual", "reflect": True}
+def test_every_switch_off_is_etpo_on_logits(make_agent, settings):
+    common = {"beta": 0.3, "gamma": 0.99, "lam": 0.0, "tau": 0.9, "parameterisation": "residual", "reflect": True}
     common |= {"policy_lr": 1e-3, "critic_lr": 1e-3}
     agents = make_agent(), make_agent()
     off = started(settings, agents[0], **OFF, **common, huber_delta=1e6)
-    section = common | {"advantage_prior": 0.0, "value_decay": 1.0, "value_ridge": 1.0, "epochs": 1}
-    etpo = build_method("etpo", Settings(**section))
-    etpo.start(agents[1], settings.training)
+    etpo = build_method("etpo_on_logits", {**common, "epochs": 1})
+    etpo.start(agents[1].networks, Alone())
     for _ in range(2):
         assert off.update(batch()) == etpo.update(batch())
-    for a, b in zip(agents[0].parameters("policy"), agents[1].parameters("policy"), strict=True):
+    for a, b in zip(agents[0].networks.parameters("policy"), agents[1].networks.parameters("policy"), strict=True):
         assert torch.equal(a, b)
 
 
@@ -143,11 +132,11 @@ def test_small_steps_vanish_in_float16(make_agent, settings):
     agent = make_agent()
     method = started(settings, agent)
     with torch.no_grad():
-        for parameter in agent.parameters("policy"):
+        for parameter in agent.networks.parameters("policy"):
             parameter.copy_(torch.where(parameter == 0, 0.05, parameter).half())
-    before = [p.detach().clone() for p in agent.parameters("policy")]
+    before = [p.detach().clone() for p in agent.networks.parameters("policy")]
     method.update(batch())
-    for old, new in zip(before, agent.parameters("policy"), strict=True):
+    for old, new in zip(before, agent.networks.parameters("policy"), strict=True):
         large = old.abs() > 0.005
         assert torch.equal(old[large], new.detach()[large])
 
@@ -163,9 +152,3 @@ def test_a_lion_step_has_the_size_of_its_learning_rate():
     weight.grad = torch.tensor([-0.08, 0.0, 0.0])
     optimiser.step()  # 0.9 * (0.99 * 0.01 - 0.01 * 0.095) - 0.1 * 0.08 = 0.000055 > 0
     assert weight.tolist() == pytest.approx([-0.1, -0.1, 0.0])
-
-
-def test_actions_of_another_distribution_are_counted_as_the_policys_own(make_agent, settings):
-    method = build_method("released", settings.methods.released)
-    method.start(make_agent(), Settings(**{**vars(settings.training), "temperature": 0.5, "top_k": 50}))
-    assert method.drawn_from_policy

@@ -5,8 +5,7 @@ import torch
 
 from etpo_paper.environment.rollout import collect
 from etpo_paper.environment.text_mdp import TextEnvironments
-from etpo_paper.model.agent import Sequences
-from etpo_paper.model.head import statistics
+from etpo_paper.model.batches import LanguageBatch
 
 
 @pytest.fixture
@@ -20,10 +19,10 @@ def collected(make_agent, toy_task, stub_executor):
 
 def test_a_transition_holds_the_state_that_was_acted_in_and_the_one_that_followed(collected):
     agent, transitions, records = collected
-    assert {t.done for t in transitions} == {True, False}
+    assert {t.terminated for t in transitions} == {True, False}
     for t, (step, action) in zip(transitions, records, strict=True):
         assert t.prompt == agent.encode(step.prompt) and t.action == action.tokens
-        assert t.next_prompt == (None if t.done else agent.encode(step.next_prompt))
+        assert t.next_prompt == (None if t.terminated else agent.encode(step.next_prompt))
         assert (step.body in step.prompt.prefix) is (step.body == ""), "no state shows the action that comes after it"
     first, second = transitions[:6], transitions[6:12]
     for before, after, (step, _) in zip(first, second, records[6:12], strict=True):
@@ -33,7 +32,7 @@ def test_a_transition_holds_the_state_that_was_acted_in_and_the_one_that_followe
 
 def test_actions_have_the_probability_that_they_were_drawn_with_in_their_states(collected):
     agent, transitions, _ = collected
-    batch = Sequences.pack([t.prompt for t in transitions], [t.action for t in transitions], "cpu")
-    log_prob = statistics(agent.hidden("policy", batch), agent.head_weight, tokens=batch.tokens).log_prob
+    batch = LanguageBatch.of(transitions, "cpu")
+    log_prob = batch.flat(agent.networks.log_prob(batch, "policy"))
     drawn = torch.tensor([p for t in transitions for p in t.log_probs])
     torch.testing.assert_close(log_prob, drawn, rtol=1e-4, atol=1e-4)

@@ -25,11 +25,12 @@ def settings():
 
 def start(name, settings, make_agent, task, executor, seed=0, stop_after=None):
     run = Run("smoke", name, "diabetes", seed)
-    method = build_method(name, settings.methods[name])
+    method = build_method(name, settings.methods[name].plain())
     agent = make_agent(seed=seed, rank=4 if method.trains else None)
-    mark = fingerprint(run_parameters(run, settings), agent.card, task)
+    networks = agent.networks if method.trains else None
+    of_run = fingerprint(run_parameters(run, settings), agent.card, task)
     rows = []
-    for row in train(run, agent, method, task, executor, settings, mark):
+    for row in train(run, agent, networks, method, task, executor, settings, of_run):
         rows.append(row)
         if len(rows) == stop_after:
             break
@@ -67,7 +68,6 @@ def test_a_run_spends_its_budget_and_writes_its_files(results, settings, make_ag
     # A token may be a part of a letter, which has no text of its own.
     assert all("".join(s["pieces"]) == s["code"] for s in told if "\N{REPLACEMENT CHARACTER}" not in str(s))
     assert ("build_model" in (run.folder / "best_code.py").read_text()) == (best > -1)
-    assert (run.folder / "checkpoint" / "policy").exists() == (name != "reflection")
     # What was done is not lost before the run's card says so.
     assert run.state.exists() and start(name, settings, make_agent, toy_task, stub_executor)[1] == []
     assert (run.folder / "steps.csv").read_text().splitlines() == lines

@@ -35,7 +35,7 @@ def test_a_world_is_whole(size):
     assert len(written) == len(world.tokens)  # no action twice
     assert set(world.lengths.tolist()) == set(range(1, longest + 1))
     assert all(end not in a[:-1] and (a[-1] == end or len(a) == longest) for a in written)
-    assert world.done.any() and not world.done.all()
+    assert world.terminated.any() and not world.terminated.all()
     probability = world.action_log_prob(worlds.random_policy(world, 1)).exp()
     assert largest(probability.sum(-1) - 1) < 1e-14
 
@@ -65,7 +65,7 @@ def test_brute_force_agrees_with_writing_it_out():
                 * (
                     world.reward[s, row[a]].item()
                     + GAMMA
-                    * (not world.done[s, row[a]])
+                    * (not world.terminated[s, row[a]])
                     * sum(world.transition[s, row[a], n].item() * value[n] for n in range(2))
                     - BETA * math.log(p / action_probability(world.reference_logits, s, a))
                 )
@@ -139,7 +139,7 @@ def lambda_fixed_point(world, policy_logits, behaviour_logits, lam, baseline):
             world.rows(kl),
             world.lengths.repeat(states),
             world.reward.flatten(),
-            world.done.flatten(),
+            world.terminated.flatten(),
             world.after(state_value),
             BETA,
             GAMMA,

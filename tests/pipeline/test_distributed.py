@@ -111,7 +111,7 @@ def play(folder):
         paths.RESULTS, me = folder / "two", distributed.rank()
         for length in (0, 1, 2, 7):
             whole = list(range(length))
-            assert distributed.merge(list(distributed.own(whole))) == whole
+            assert distributed.merge(list(distributed.share(whole))) == whole
         for name in RUNS:
             torch.save(list(start(name, folder)), folder / f"{name}{me}.pt")
         paths.RESULTS = folder / "lost"
@@ -288,7 +288,7 @@ def test_one_process_shares_with_nobody():
     before = generator.get_state()
     distributed.align(generator, 5)
     assert generator.get_state().equal(before)
-    assert distributed.own(items) is items and distributed.merge(items) is items
+    assert distributed.share(items) is items and distributed.merge(items) is items
     assert distributed.from_first(lambda: 7) == 7
     with distributed.joined():
         assert (distributed.size(), distributed.rank()) == (1, 0)

@@ -1,0 +1,77 @@
+"""Prompts and actions as padded token ids, and how they are grouped."""
+
+import pytest
+import torch
+
+from etpo_core.interfaces import Transition
+from etpo_paper.model.batches import LanguageBatch, Sequences, micro_batches
+from etpo_paper.model.decoder import shared_length
+
+PROMPTS, ACTIONS = [(1, 2, 3), (4, 5, 6, 7, 8)], [(9, 10, 11, 12), (13,)]
+
+
+def batch_of(prompts, actions):
+    pairs = zip(prompts, actions, strict=True)
+    return LanguageBatch.of([Transition(p, a, (0.0,) * len(a), 0.0, True, None) for p, a in pairs], "cpu")
+
+
+@pytest.fixture
+def sequences():
+    return Sequences.of(PROMPTS, ACTIONS, "cpu")
+
+
+def test_positions_are_those_that_the_action_tokens_are_drawn_from(sequences):
+    assert sequences.tokens.tolist() == [9, 10, 11, 12, 13]
+    assert sequences.rows.tolist() == [0, 0, 0, 0, 1]
+    assert sequences.columns.tolist() == [2, 3, 4, 5, 4]
+    assert sequences.prefix.tolist() == []
+    assert sequences.ids.tolist() == [[1, 2, 3, 9, 10, 11, 12], [4, 5, 6, 7, 8, 13, 0]]
+
+
+def test_what_all_prompts_begin_with_is_held_once():
+    packed = Sequences.of([(1, 2, 3), (1, 2, 4, 5)], [(6,), (7, 8)], "cpu")
+    assert packed.prefix.tolist() == [1, 2]
+    assert packed.ids.tolist() == [[3, 6, 0, 0], [4, 5, 7, 8]]
+    assert packed.columns.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "prompts, shared",
+    [([(1, 2, 3)], 2), ([(1, 2, 3)] * 2, 2), ([(1, 2), (1, 2, 3)], 1), ([(1,), (1, 2)], 0), ([(3, 1), (2, 1)], 0)],
+)
+def test_the_shared_start_leaves_each_prompt_its_last_token(prompts, shared):
+    assert shared_length(prompts) == shared
+
+
+def test_padded_and_flat_are_inverse():
+    batch, values = batch_of(PROMPTS, ACTIONS), torch.arange(1.0, 6.0, requires_grad=True)
+    padded = batch.padded(values)
+    assert padded.tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    assert batch.flat(padded).tolist() == values.tolist()
+    (gradient,) = torch.autograd.grad((padded * torch.arange(8.0).view(2, 4)).sum(), values)
+    assert gradient.tolist() == [0, 1, 2, 3, 4]
+    assert batch.padded(torch.ones(5, 3)).shape == (2, 4, 3)
+
+
+def test_equal_sequences_are_held_once():
+    # The same action behind another prompt, and another action behind the same prompt, are sequences of their own.
+    batch = batch_of([(1, 2), (1, 2), (1, 3), (1, 2)], [(6, 7), (8,), (6, 7), (6, 7)])
+    packed = batch.sequences
+    assert packed.ids.tolist() == [[2, 6, 7], [2, 8, 0], [3, 6, 7]]
+    assert packed.tokens.tolist() == [6, 7, 8, 6, 7] and packed.lengths.tolist() == [2, 1, 2, 2]
+    assert packed.copies.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert packed.each(values).tolist() == [1, 2, 3, 4, 5, 1, 2]
+    assert batch.spread(values).tolist() == [[1, 2], [3, 0], [4, 5], [1, 2]]
+
+
+def test_micro_batches_keep_every_transition_and_the_limit():
+    prompts = [(1, 2, 3), (1, 2, 3, 9, 9), (1, 2, 7), (1, 2, 3, 9, 8, 8)]
+    batch = [Transition(p, (4,) * n, (0.0,) * n, 0.0, True, None) for p in prompts for n in (1, 2, 5)]
+    groups = list(micro_batches(batch, 16))
+    assert sorted((t for g in groups for t in g), key=repr) == sorted(batch, key=repr)
+    for group in groups:
+        packed = LanguageBatch.of(group, "cpu").sequences
+        assert len(packed.prefix) + packed.ids.numel() <= 16
+    assert any(len(group) > 1 for group in groups)
+    assert [len(group) for group in micro_batches(batch, 1)] == [1] * len(batch)
