@@ -16,9 +16,9 @@ at j. The discount inside an action is 1; γ stands between an action and the ne
 ended its episode: no state follows it. An episode that was truncated at the step limit is not terminated, and
 bootstraps from the state it reached.
 
-Nothing here is reduced, detached or moved to another device; the caller does that. Results are float32, or float64 if
-an input is. Every function raises ValueError for a wrong shape, dtype, length or number, and for a NaN among the values
-it reads; the message names the argument, its shape and what was expected.
+Nothing is reduced, detached or moved here; the caller does that. Results are float32, or float64 if an input is. Every
+function raises ValueError for a wrong shape, dtype, length or number, for NaN among the values it reads, for logits of
++inf, and for a row of logits that forbids every token. The message names the argument, its shape and what was expected.
 """
 
 import math
@@ -38,11 +38,9 @@ def position_mask(lengths: Tensor, tokens: int) -> Tensor:
 
 
 def taken(values: Tensor, tokens: Tensor) -> Tensor:
-    """The value [...] of the token drawn at each prefix, Q(s, w¹…wʲ⁻¹, wʲ), out of `values` [..., V] of all tokens.
+    """The value [...] of the token drawn at each prefix, Q(s, w¹…wʲ⁻¹, wʲ) say, out of `values` [..., V] of all tokens.
 
-    Args:
-        values: [..., V].
-        tokens: integer [...], each from 0 to V - 1, at padding too.
+    `tokens` [...] are integers from 0 to V - 1, at padding too.
     """
     checks.logits("values", values)
     checks.integers("tokens", tokens, values.shape[:-1], 0, values.shape[-1] - 1)
@@ -50,14 +48,11 @@ def taken(values: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log π(wʲ | s, w¹…wʲ⁻¹) of the tokens drawn; their sum over an action is log π(a|s).
+    """log π(wʲ | s, w¹…wʲ⁻¹) [...] of the tokens drawn, in nats; their sum over an action is log π(a|s).
 
     Args:
         logits: [..., V] of π at each prefix; -inf forbids a token.
         tokens: as in `taken`.
-
-    Returns:
-        [...] in nats, at most 0, -inf for a forbidden token.
     """
     checks.logits("logits", logits)
     log_prob = taken(torch.log_softmax(checks.wide(logits), dim=-1), tokens)
@@ -78,9 +73,6 @@ def kl_divergence(policy_logits: Tensor, reference_logits: Tensor) -> Tensor:
     Returns:
         [...] in nats, at least 0. It is +inf where π allows a token that ρ forbids, even if its probability underflows
         to 0. It stays +inf however finite logits move, so no gradient comes from there.
-
-    Raises:
-        ValueError: see the module; also for logits of +inf, and for a row that forbids every token.
     """
     checks.logits("policy_logits", policy_logits)
     checks.floats("reference_logits", reference_logits, policy_logits.shape)
@@ -108,20 +100,17 @@ def mean_log_ratio(log_policy: Tensor, log_other: Tensor) -> Tensor:
 
 
 def expected_q(policy_logits: Tensor, q: Tensor) -> Tensor:
-    """E_{w~π}[Q(w)] = Σ_w π(w) Q(w) of the next token, over the whole vocabulary.
+    """E_{w~π}[Q(w)] = Σ_w π(w) Q(w) over the whole vocabulary, [...] in units of reward.
 
     Source: arXiv 2402.06700, expectation of the per-token soft Bellman update.
 
     Args:
         policy_logits: [..., V] of π; -inf forbids a token.
         q: [..., V] at the same prefix, in units of reward; an infinite Q is ignored where π is 0.
-
-    Returns:
-        [...] in units of reward.
     """
     checks.logits("policy_logits", policy_logits)
     checks.floats("q", q, policy_logits.shape)
-    return _mean(torch.softmax(checks.wide(policy_logits), dim=-1), q, policy_logits)
+    return _mean(torch.softmax(checks.wide(policy_logits), dim=-1), q, policy_logits=policy_logits)
 
 
 def overlap_q(policy_logits: Tensor, behaviour_logits: Tensor, q: Tensor) -> Tensor:
@@ -142,15 +131,14 @@ def overlap_q(policy_logits: Tensor, behaviour_logits: Tensor, q: Tensor) -> Ten
     checks.floats("q", q, policy_logits.shape)
     policy = torch.softmax(checks.wide(policy_logits), dim=-1)
     behaviour = torch.softmax(checks.wide(behaviour_logits), dim=-1)
-    if torch.isnan(behaviour.sum(dim=-1)).any():
-        checks.explain_logits(behaviour_logits=behaviour_logits)
     overlap = torch.minimum(policy, behaviour)
     total = overlap.sum(dim=-1, keepdim=True)
-    return _mean(overlap / torch.where(total > 0, total, 1), q, policy_logits)
+    share = overlap / torch.where(total > 0, total, 1)
+    return _mean(share, q, policy_logits=policy_logits, behaviour_logits=behaviour_logits)
 
 
 def soft_value(expected_q: Tensor, kl: Tensor, beta: float) -> Tensor:
-    """V(s, w¹…wʲ) = E_{w~π}[Q(s, w¹…wʲ, w)] - β KL[π‖ρ](s, w¹…wʲ), the soft value of a prefix.
+    """V(s, w¹…wʲ) = E_{w~π}[Q(s, w¹…wʲ, w)] - β KL[π‖ρ](s, w¹…wʲ), the soft value of a prefix, in units of reward.
 
     Source: arXiv 2402.06700, right-hand side of the per-token soft Bellman update. At position 0 it is the soft value
     of the state, which is `next_soft_value` of the action before.
@@ -159,18 +147,14 @@ def soft_value(expected_q: Tensor, kl: Tensor, beta: float) -> Tensor:
         expected_q: [...] E_π[Q] at each prefix, in units of reward.
         kl: [...] KL[π‖ρ] at the same prefixes, in nats.
         beta: β ≥ 0, units of reward per nat.
-
-    Returns:
-        [...] in units of reward.
     """
     checks.floats("expected_q", expected_q)
     checks.floats("kl", kl, expected_q.shape)
     checks.number("beta", beta, 0.0, math.inf)
     value = checks.wide(expected_q) - beta * checks.wide(kl)
     if torch.isnan(value).any():
-        checks.no_nan("expected_q", expected_q)
-        checks.no_nan("kl", kl)
-        raise ValueError(f"expected_q, kl: shape {tuple(kl.shape)} infinite at one prefix, expected finite values")
+        checks.finite("expected_q", expected_q)
+        checks.finite("kl", kl)
     return value
 
 
@@ -236,7 +220,7 @@ def lambda_targets(
         j < L - 1:  y_j = V_{j+1} + c_{j+1} (y_{j+1} - b_{j+1})      with c_j = λ min(1, π(w_j) / μ(w_j))
         j = L - 1:  y_j = r_t + γ (1 - terminated_t) V(s_{t+1})
 
-    λ = 1 with μ = π is the Monte-Carlo return inside the action, r_t - β Σ_{i>j} KL_i + γ (1 - terminated_t) V(s_{t+1}).
+    λ = 1 with μ = π is the Monte-Carlo return, y_{L-1} - β Σ_{i>j} KL_i.
 
     The targets are consistent, that is, Q^π is a fixed point of the expected update, if E_{w~μ}[c (Q^π(w) - b)] = 0 at
     every prefix:
@@ -244,10 +228,9 @@ def lambda_targets(
     * μ = π, and b = E_π[Q], the default: the plain λ-return.
     * Any μ, and b = `overlap_q`: consistent, and the plain λ-return where μ = π.
     * Any μ, and b = Q(w_j) of the token drawn: Retrace (arXiv 1606.02647). Consistent, but λ = 1 is not the return of
-      the row. If the critic has learnt drawn tokens only, their Q is high while the others' is as it began; each
-      y - b is wrong by that gap, and the errors add up along the action.
-    * μ ≠ π, and the default b: not consistent. Inside the action it evaluates the mixture π + λ (min(π, μ) - m π) with
-      m = Σ_w min(π, μ), which is biased as far as μ differs from π.
+      the row, and if the critic has learnt drawn tokens only, so that only their Q is high, each y - b is wrong by that
+      gap and the errors add up along the action.
+    * μ ≠ π, and the default b: not consistent. It evaluates the mixture π + λ (min(π, μ) - m π), m = Σ_w min(π, μ).
 
     Args:
         expected_q: [B, T] E_π[Q] at each prefix, in units of reward.
@@ -285,7 +268,7 @@ def lambda_targets(
     for j in range(values.shape[1] - 2, -1, -1):
         onward = values[:, j + 1] + weights[:, j + 1] * (backwards[-1] - mean[:, j + 1])
         backwards.append(torch.where(last[:, j], outcome, inner_discount * onward))
-    return torch.stack(backwards[::-1], dim=1)  # 0 at padding, because everything that enters there is 0
+    return torch.stack(backwards[::-1], dim=1)  # 0 at padding, because all that enters there is 0
 
 
 def action_targets(
@@ -295,13 +278,12 @@ def action_targets(
 
     Source: arXiv 2402.06700, action-level soft Bellman update, Q(s_t, a_t) ← r_t + γ (1 - terminated_t) V(s_{t+1}) with
     V(s) = E_{a~π}[Q(s, a)] - β KL[π‖ρ](s), the KL of whole actions. It is the paper's ablation "without the per-token
-    update". It agrees with `token_targets` at the last token only: earlier tokens get the outcome of the action that
-    was drawn in place of an expectation, without the KL of later tokens.
+    update". It agrees with `token_targets` at the last token only: earlier ones get the outcome of the action drawn, in
+    place of an expectation, and without the KL of later tokens.
 
     Args:
-        lengths: integer [B], tokens of each action, from 1 to T.
+        lengths, reward, terminated, gamma: as in `token_targets`.
         tokens: T, the padded length.
-        reward, terminated, gamma: as in `token_targets`.
         next_soft_value: [B] V(s_{t+1}) of whole actions, in units of reward; not read where terminated.
 
     Returns:
@@ -332,12 +314,11 @@ def _bootstrap(reward: Tensor, terminated: Tensor, next_soft_value: Tensor, gamm
     return checks.finite("reward", reward) + gamma * onward
 
 
-def _mean(probability: Tensor, q: Tensor, policy_logits: Tensor) -> Tensor:
-    """Σ_w p(w) Q(w), where 0 times infinity is 0."""
+def _mean(probability: Tensor, q: Tensor, **logits: Tensor) -> Tensor:
+    """Σ_w p(w) Q(w), where 0 times infinity is 0; `logits` are those that p was computed from."""
     ignored = (probability == 0) & torch.isinf(q)
     mean = (probability * torch.where(ignored, 0, checks.wide(q))).sum(dim=-1)
     if torch.isnan(mean).any():
-        checks.explain_logits(policy_logits=policy_logits)
-        checks.no_nan("q", q)
-        raise ValueError(f"q: shape {tuple(q.shape)} holds +inf and -inf, expected finite values")
+        checks.explain_logits(**logits)
+        checks.below_infinity("q", q)  # NaN, or +inf beside -inf
     return mean

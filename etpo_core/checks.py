@@ -2,7 +2,7 @@
 
 Each check raises ValueError with one line: the argument, its shape, what was expected. Types, shapes and the range of
 numbers are checked before anything is computed. NaN is looked for in results, which are smaller than what they were
-computed from; only if there is one, `explain_logits` and `no_nan` look for the argument that it came from.
+computed from; only if there is one does `explain_logits` look for the argument that it came from.
 """
 
 import math
@@ -84,17 +84,10 @@ def finite(name: str, tensor: Tensor, where: Tensor | None = None) -> Tensor:
     return kept
 
 
-def no_nan(name: str, tensor: Tensor) -> None:
-    """It holds no NaN."""
-    if torch.isnan(tensor).any():
-        raise ValueError(f"{name}: shape {tuple(tensor.shape)} holds NaN, expected numbers")
-
-
 def below_infinity(name: str, tensor: Tensor) -> None:
     """It holds numbers, or -inf for a token that is forbidden."""
     if not (tensor < math.inf).all():  # a comparison with NaN is False
-        shape = tuple(tensor.shape)
-        raise ValueError(f"{name}: shape {shape} holds NaN or +inf, expected numbers or -inf (forbidden)")
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)} holds NaN or +inf, expected numbers or -inf (forbidden)")
 
 
 def explain_logits(**arguments: Tensor) -> None:
@@ -102,5 +95,5 @@ def explain_logits(**arguments: Tensor) -> None:
     for name, tensor in arguments.items():
         below_infinity(name, tensor)
         if torch.isneginf(tensor).all(dim=-1).any():
-            shape = tuple(tensor.shape)
-            raise ValueError(f"{name}: shape {shape} has a row of -inf only, expected an allowed token in each")
+            held = f"shape {tuple(tensor.shape)} has a row of -inf only"
+            raise ValueError(f"{name}: {held}, expected an allowed token in each")

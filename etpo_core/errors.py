@@ -40,8 +40,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(2)
 
 
-# The disk is full, writing is not allowed, or a file is where a folder should be. ENOENT is left out on purpose: advice
-# about the disk would not help whoever meets a missing file.
+# ENOENT is left out on purpose: advice about the disk would not help whoever meets a missing file.
 _DISK_ERRNOS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")}
 
 

@@ -13,11 +13,11 @@ With z the critic's logits and z_ρ the reference's, both the same at the start,
     q_dueling          V, flat          ρ, so training starts at the model V, which is fitted
 
 Only tokens that were drawn are regressed. If all of them earn a reward of 0.8, `q_residual` stores it as an advantage
-of 0.8/β nats (80 at β = 0.01) over the tokens that were not drawn, although nothing told them apart. `q_dueling` has V
-for what is shared.
+of 0.8/β nats (80 at β = 0.01) over all other tokens, which nothing has earned; `q_dueling` stores it in V.
 
 Results are float32, or float64 if an input is. Every function raises ValueError for a wrong shape, dtype or number, for
-NaN, and for logits of +inf; the message names the argument, its shape and what was expected.
+NaN, for logits of +inf, and for a row in which no token is allowed. The message names the argument, its shape and what
+was expected.
 """
 
 import math
@@ -32,7 +32,7 @@ from etpo_core.bellman import expected_q, mean_log_ratio
 def critic_loss(
     q_taken: Tensor, targets: Tensor, mask: Tensor | None = None, huber_delta: float | None = None
 ) -> Tensor:
-    """(Q(s, w¹…wʲ⁻¹, wʲ) - y)² at each token, or its Huber form.
+    """(Q(s, w¹…wʲ⁻¹, wʲ) - y)² at each token, in units of reward squared, or its Huber form.
 
     Source: arXiv 2402.06700, loss of the soft Q-network. The Huber form, with error e and δ = `huber_delta`, is e² up
     to |e| = δ and δ (2|e| - δ) beyond: twice the textbook's, so that a large δ gives back the square.
@@ -42,9 +42,6 @@ def critic_loss(
         targets: [...] y of the same tokens, by the target critic; a constant.
         mask: bool [...], True where there is a token; elsewhere nothing is read, and loss and gradient are 0.
         huber_delta: δ > 0 in units of reward; None for the square.
-
-    Returns:
-        [...] in units of reward squared.
     """
     checks.floats("q_taken", q_taken)
     checks.floats("targets", targets, q_taken.shape)
@@ -71,9 +68,6 @@ def target_policy_logits(reference_logits: Tensor, q: Tensor, beta: float) -> Te
 
     Returns:
         [..., V] normalised log-probabilities; -inf for a forbidden token, or if Q/β falls below every float.
-
-    Raises:
-        ValueError: see the module; also if no token of a row is allowed.
     """
     checks.logits("reference_logits", reference_logits)
     checks.floats("q", q, reference_logits.shape)
@@ -109,39 +103,34 @@ def policy_loss(policy_logits: Tensor, reference_logits: Tensor, q: Tensor, beta
         gradient above.
 
     Raises:
-        ValueError: see the module; also if π allows a token, however improbable, that ρ or a Q of -inf forbids, or if
-            the loss exceeds every float. There is no gradient then.
+        ValueError: see the module; also if π allows a token, however improbable, for which log π* is -inf. There is no
+            gradient then.
     """
     checks.logits("policy_logits", policy_logits)
     checks.floats("reference_logits", reference_logits, policy_logits.shape)
-    log_target = target_policy_logits(reference_logits.detach(), q.detach(), beta)
+    with torch.no_grad():
+        log_target = target_policy_logits(reference_logits, q, beta)
     loss = mean_log_ratio(torch.log_softmax(checks.wide(policy_logits), dim=-1), log_target)
-    impossible = (torch.isneginf(reference_logits) | torch.isneginf(q)) & ~torch.isneginf(policy_logits)
-    if not torch.isfinite(loss).all() or impossible.any():
+    impossible = torch.isneginf(log_target) & ~torch.isneginf(policy_logits)
+    if impossible.any() or not torch.isfinite(loss).all():
         checks.explain_logits(policy_logits=policy_logits)
-        if not impossible.any():
-            raise ValueError(f"beta: got {beta!r}, expected a larger one: q / beta is beyond {log_target.dtype}")
-        raise ValueError(
-            f"policy_logits: shape {tuple(policy_logits.shape)} allows a token that reference_logits or q "
-            "forbids (-inf), expected the same tokens forbidden in each"
-        )
+        held = f"shape {tuple(policy_logits.shape)} allows a token that reference_logits or q / beta forbids (-inf)"
+        raise ValueError(f"policy_logits: {held}, expected the same tokens forbidden in each")
     return loss
 
 
 def ppo_clipped_loss(log_prob: Tensor, behaviour_log_prob: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """-min(κ A, clip(κ, 1 - ε, 1 + ε) A) with κ = π(a|s) / μ(a|s): PPO's loss for whole actions.
+    """-min(κ A, clip(κ, 1 - ε, 1 + ε) A) with κ = π(a|s) / μ(a|s): PPO's loss for whole actions, in units of reward.
 
     Source: PPO (arXiv 1707.06347), clipped surrogate objective. In arXiv 2402.06700 it is the baseline PPO-KL, whose
-    reward is r - β KL[π‖ρ]. With log-probabilities of single tokens it is the token-level loss of arXiv 2405.15821.
+    reward is r - β KL[π‖ρ]. With log-probabilities of single tokens it is the token-level loss of arXiv 2405.15821. The
+    log-ratio is cut at 30, so that the ratio of a long action stays finite.
 
     Args:
         log_prob: [...] log π(a|s) by the policy that learns, the sum over the action's tokens; usually [B].
         behaviour_log_prob: [...] log μ(a|s), the same at the time the action was drawn; a constant.
         advantage: [...] in units of reward; a constant.
         clip: ε > 0.
-
-    Returns:
-        [...] in units of reward. The log-ratio is cut at 30, so that the ratio of a long action stays finite.
     """
     checks.floats("log_prob", log_prob)
     checks.floats("behaviour_log_prob", behaviour_log_prob, log_prob.shape)
@@ -156,11 +145,7 @@ def ppo_clipped_loss(log_prob: Tensor, behaviour_log_prob: Tensor, advantage: Te
 def q_raw(critic_logits: Tensor) -> Tensor:
     """Q = z: the logits taken as values, as the code released with arXiv 2402.06700 does.
 
-    Args:
-        critic_logits: [..., V] z, tens of units large at the start whatever rewards are.
-
-    Returns:
-        [..., V] in units of reward.
+    z [..., V] is tens of units large at the start, whatever the rewards are; Q [..., V] is in units of reward.
     """
     checks.logits("critic_logits", critic_logits)
     checks.below_infinity("critic_logits", critic_logits)
@@ -168,15 +153,12 @@ def q_raw(critic_logits: Tensor) -> Tensor:
 
 
 def q_residual(critic_logits: Tensor, reference_logits: Tensor, beta: float) -> Tensor:
-    """Q = β (z - z_ρ), which is 0 at the start, so that no token has an advantage there.
+    """Q = β (z - z_ρ) [..., V] in units of reward, which is 0 at the start, so that no token has an advantage there.
 
     Args:
-        critic_logits: [..., V] z.
+        critic_logits: [..., V] z, not normalised: the level of a row is part of Q.
         reference_logits: [..., V] z_ρ at the same prefix; a constant. Where it is -inf, Q is 0.
         beta: β > 0, units of reward per nat.
-
-    Returns:
-        [..., V] in units of reward. Logits are not normalised first: the level of a row is part of the value.
     """
     checks.logits("critic_logits", critic_logits)
     checks.floats("reference_logits", reference_logits, critic_logits.shape)
@@ -193,7 +175,8 @@ def q_dueling(
 ) -> Tensor:
     """Q(w) = V + A(w) - E_{w~π}[A] with A = β (z - z_ρ): a scalar value, and an advantage centred under π.
 
-    E_π[Q] is V whatever the logits are. At the start A is 0: Q is flat, and training starts at π = ρ.
+    Q is [..., V] in units of reward, and E_π[Q] is V whatever the logits are. At the start A is 0: Q is flat, and
+    training starts at π = ρ.
 
     Args:
         value: [...] V of the prefix, in units of reward.
@@ -201,9 +184,6 @@ def q_dueling(
         reference_logits: [..., V] z_ρ at the same prefix; a constant. Where it is -inf, A is 0.
         policy_logits: [..., V] of π at the same prefix; a constant, so that the critic does not move the policy.
         beta: β > 0, units of reward per nat.
-
-    Returns:
-        [..., V] in units of reward.
     """
     advantage = q_residual(critic_logits, reference_logits, beta)
     checks.floats("value", value, critic_logits.shape[:-1])
@@ -215,25 +195,22 @@ def q_dueling(
     if not torch.isfinite(level).all():
         checks.explain_logits(policy_logits=policy_logits)
         checks.finite("value", value)
-        raise ValueError(
-            f"critic_logits: shape {tuple(critic_logits.shape)} is infinite where policy_logits allows a "
-            "token, expected the same tokens forbidden in each"
-        )
+        held = f"shape {tuple(critic_logits.shape)} is infinite where policy_logits allows a token"
+        raise ValueError(f"critic_logits: {held}, expected the same tokens forbidden in each")
     return level[..., None] + advantage
 
 
 def advantage_square(policy_logits: Tensor, q: Tensor) -> Tensor:
-    """E_{w~π}[(Q(w) - E_π[Q])²], the mean square of the advantage over the whole vocabulary.
+    """E_{w~π}[(Q(w) - E_π[Q])²], the mean square of the advantage, [...] in units of reward squared.
 
-    Not in arXiv 2402.06700. As a penalty it holds the advantage of tokens that are not regressed near 0.
+    Not in arXiv 2402.06700. As a penalty it keeps the advantage of tokens that are not regressed near 0; its gradient
+    is 2 π(w) (Q(w) - E_π[Q]).
 
     Args:
         policy_logits: [..., V] of π; a constant.
         q: [..., V] Q or an advantage, in units of reward: a constant added to it changes nothing.
-
-    Returns:
-        [...] in units of reward squared. Its gradient is 2 π(w) (Q(w) - E_π[Q]).
     """
+    checks.logits("policy_logits", policy_logits)
     policy_logits = policy_logits.detach()
     level = expected_q(policy_logits, q)
     if not torch.isfinite(level).all():

@@ -1,10 +1,10 @@
 """The value of a prefix, fitted by least squares.
 
-V(prefix) is linear in features that never change, the reference's hidden state there. Its best fit to the returns seen
-so far therefore has a closed form and needs no learning rate. That matters because runs are short: a value head that
-takes one gradient step in each update lags behind the policy for most of a run, and as long as V is wrong, every token
-that was drawn is pushed up, or down, alike. Older batches count less, because the policy that earned their returns has
-changed since. A ridge penalty keeps V from learning the returns of a few batches by heart.
+V(prefix) is linear in features that never change, the reference's hidden state there, so its best fit to the returns
+seen so far has a closed form and needs no learning rate. That matters because runs are short: a value head that takes
+one gradient step in each update lags behind for most of a run, and as long as V is wrong, all tokens that were drawn
+are pushed the same way. Older batches count less, because the policy that earned their returns has changed since. A
+ridge penalty keeps V from learning a few batches by heart.
 """
 
 import torch
@@ -56,11 +56,10 @@ class LeastSquaresValue:
         known = self.gram if self._new is None else self._new
         checks.floats("features", features, (None, None if known is None else len(known) - 2))
         checks.floats("returns", returns, features.shape[:1])
-        checks.finite("features", features)
-        checks.finite("returns", returns)
-        rows = torch.cat([_with_constant(features), returns.detach().double()[:, None]], dim=1)
-        gram = rows.T @ rows
-        self._new = gram if self._new is None else self._new + gram
+        constant = _with_constant(checks.finite("features", features))
+        rows = torch.cat([constant, checks.finite("returns", returns).detach().double()[:, None]], dim=1)
+        if len(rows):
+            self._new = rows.T @ rows if self._new is None else self._new + rows.T @ rows
 
     def fit(self, reducer: Reducer) -> None:
         """Ends a batch: fits V to what all processes observed since the last call, and to the batches before it.
@@ -69,7 +68,7 @@ class LeastSquaresValue:
             RuntimeError: nothing was observed since the last call.
         """
         if self._new is None:
-            raise RuntimeError("fit: nothing was observed since the last fit, expected a call of observe before it")
+            raise RuntimeError("fit: nothing was observed since the last fit, expected positions given to observe")
         new = reducer.summed(self._new)
         self._new, self.gram = None, new if self.gram is None else self.decay * self.gram + new
         count = self.gram[-2, -2]

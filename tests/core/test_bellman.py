@@ -33,7 +33,7 @@ def batch(seed, rows, tokens):
         "kl": normal(rows, tokens).abs(),
         "lengths": torch.randint(1, tokens + 1, (rows,), generator=g),
         "reward": normal(rows),
-        "done": torch.rand(rows, generator=g) < 0.5,
+        "terminated": torch.rand(rows, generator=g) < 0.5,
         "next_soft_value": normal(rows),
         "importance": normal(rows, tokens).exp(),
         "baseline": normal(rows, tokens),
@@ -74,6 +74,15 @@ class TestKl:
         close(torch.stack([same, only_policy]), [0, LN2])
         assert only_reference == INF
 
+    def test_a_forbidden_token_counts_however_improbable(self):
+        """π allows token 1 with a probability of e^-200, which is 0 in float32, and ρ forbids it."""
+        policy = torch.tensor([[0.0, -200.0], [0.0, -INF], [0.0, -1.0]], requires_grad=True)
+        reference = torch.tensor([[0.0, -INF], [0.0, -INF], [0.0, -INF]], requires_grad=True)
+        kl = bellman.kl_divergence(policy, reference)
+        assert kl.tolist() == [INF, 0, INF]
+        kl.sum().backward()  # where KL is +inf it is constant, so nothing comes from there, and no NaN
+        assert policy.grad.tolist() == [[0, 0]] * 3 and reference.grad.tolist() == [[0, 0]] * 3
+
     def test_any_leading_shape(self):
         policy, reference = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
         whole = bellman.kl_divergence(policy, reference)
@@ -102,10 +111,52 @@ class TestKl:
         logits = torch.randn(4, 1000, dtype=torch.bfloat16)
         assert (bellman.kl_divergence(logits, logits) == 0).all()
 
+    def test_gradient_close_to_the_reference(self):
+        """d KL / d logit = π (log π/ρ - KL), also where rounding would leave the sum below 0."""
+        g = torch.Generator().manual_seed(0)
+        reference = torch.randn(500, 40, generator=g)
+        policy = (reference + 1e-4 * torch.randn(500, 40, generator=g)).requires_grad_()
+        kl = bellman.kl_divergence(policy, reference)
+        kl.sum().backward()
+        log_ratio = torch.log_softmax(policy.double(), -1) - torch.log_softmax(reference.double(), -1)
+        pi = torch.softmax(policy.double(), -1)
+        exact = pi * (log_ratio - (pi * log_ratio).sum(-1, keepdim=True))
+        assert (kl == 0).sum() > 100 and (kl >= 0).all()  # many rows are rounded up
+        error = (policy.grad - exact).norm(dim=-1) / exact.norm(dim=-1)
+        assert error.max() < 0.03  # float32 logits carry the log-ratio of 1e-4 to about this
+
     def test_gradient_has_no_nan_where_tokens_are_forbidden(self):
         policy = torch.tensor([1e4, -1e4, -INF, 3.0], requires_grad=True)
         bellman.kl_divergence(policy, torch.tensor([-1e4, 1e4, -INF, 0.0])).backward()
         assert torch.isfinite(policy.grad).all()
+
+
+class TestTokensTaken:
+    logits = f64([[[0.5, 0.25, 0.25], [0.25, 0.75, 0.0]]]).log()
+
+    def test_taken_by_hand(self):
+        q = f64([[[1, 2, 3], [4, 5, 6]]])
+        close(bellman.taken(q, torch.tensor([[2, 0]])), [[3, 4]])
+
+    def test_log_prob_by_hand(self):
+        close(bellman.token_log_prob(self.logits + 7, torch.tensor([[0, 1]])), [[-LN2, math.log(0.75)]])
+        assert bellman.token_log_prob(self.logits, torch.tensor([[0, 2]])).tolist()[0][1] == -INF
+
+    def test_small_integer_types_and_half_precision(self):
+        logits = torch.zeros(2, 4, dtype=torch.bfloat16)
+        log_prob = bellman.token_log_prob(logits, torch.tensor([3, 0], dtype=torch.int32))
+        assert log_prob.dtype == torch.float32
+        torch.testing.assert_close(log_prob, torch.full((2,), -2 * LN2))
+
+    def test_gradient_by_hand(self):
+        logits = self.logits[0, :1].clone().requires_grad_()
+        bellman.token_log_prob(logits, torch.tensor([1])).sum().backward()
+        close(logits.grad, [[-0.5, 0.75, -0.25]])  # 1 at the token taken, less π
+
+    @pytest.mark.parametrize("token", [-1, 3])
+    def test_a_token_outside_the_vocabulary(self, token):
+        with pytest.raises(ValueError, match=r"tokens: shape \(1, 2\) holds .* expected 0 to 2"):
+            bellman.token_log_prob(self.logits, torch.tensor([[0, token]]))
 
 
 class TestExpectedQ:
@@ -147,29 +198,29 @@ class TestTokenTargets:
     )
 
     def test_by_hand(self):
-        # row 0 ends the episode; rows 1 (one token) and 2 bootstrap: -1 + 0.5 * 2 and 0.5 + 0.5 * 4
+        # row 0 terminates; rows 1 (one token) and 2 bootstrap: -1 + 0.5 * 2 and 0.5 + 0.5 * 4
         close(bellman.token_targets(self.soft_values, *self.rest), [[1, 2, 1], [0, 0, 0], [4, 2.5, 0]])
 
     def test_inner_discount_by_hand(self):
         targets = bellman.token_targets(self.soft_values, *self.rest, inner_discount=0.5)
         close(targets, [[0.5, 1, 1], [0, 0, 0], [2, 2.5, 0]])
 
-    def test_done_ends_and_a_cut_bootstraps(self):
-        for done, last in ((True, 1.0), (False, 1.0 + 0.5 * 8)):
+    def test_termination_ends_and_truncation_bootstraps(self):
+        for terminated, last in ((True, 1.0), (False, 1.0 + 0.5 * 8)):
             targets = bellman.token_targets(
-                f64([[0.0, 7.0]]), torch.tensor([2]), f64([1.0]), torch.tensor([done]), f64([8.0]), 0.5
+                f64([[0.0, 7.0]]), torch.tensor([2]), f64([1.0]), torch.tensor([terminated]), f64([8.0]), 0.5
             )
             close(targets, [[7.0, last]])
 
 
 class TestLambdaTargets:
     # one action of three tokens: V = E[Q] - 0.5 KL = ., 2, 2; it ends with reward 1
-    given = {
+    example = {
         "expected_q": f64([[9, 3, 4]]),
         "kl": f64([[1, 2, 4]]),
         "lengths": torch.tensor([3]),
         "reward": f64([1]),
-        "done": torch.tensor([True]),
+        "terminated": torch.tensor([True]),
         "next_soft_value": f64([NAN]),
         "beta": 0.5,
         "gamma": 0.9,
@@ -177,29 +228,46 @@ class TestLambdaTargets:
 
     def test_half_by_hand(self):
         # y1 = 2 + 0.5 (1 - 4) = 0.5, y0 = 2 + 0.5 (0.5 - 3) = 0.75
-        close(bellman.lambda_targets(**self.given, lam=0.5), [[0.75, 0.5, 1]])
+        close(bellman.lambda_targets(**self.example, lam=0.5), [[0.75, 0.5, 1]])
 
     def test_a_discount_between_tokens_by_hand(self):
         # y1 = 0.8 (2 + 0.5 (1 - 4)) = 0.4, y0 = 0.8 (2 + 0.5 (0.4 - 3)) = 0.56
-        close(bellman.lambda_targets(**self.given, lam=0.5, inner_discount=0.8), [[0.56, 0.4, 1]])
+        close(bellman.lambda_targets(**self.example, lam=0.5, inner_discount=0.8), [[0.56, 0.4, 1]])
         with pytest.raises(ValueError, match="inner_discount: got 1.1, expected a finite number between 0 and 1"):
-            bellman.lambda_targets(**self.given, lam=0.5, inner_discount=1.1)
+            bellman.lambda_targets(**self.example, lam=0.5, inner_discount=1.1)
 
     def test_one_is_the_return_by_hand(self):
         # y1 = 1 - 0.5 * 4, y0 = y1 - 0.5 * 2
-        close(bellman.lambda_targets(**self.given, lam=1.0), [[-2, -1, 1]])
+        close(bellman.lambda_targets(**self.example, lam=1.0), [[-2, -1, 1]])
 
     def test_weights_are_truncated_by_hand(self):
         # c = ., min(1, 4), min(1, 0.5): y1 = 2 + 0.5 (1 - 4) = 0.5, y0 = 2 + 1 (0.5 - 3) = -0.5
         importance = f64([[7, 4, 0.5]])
-        close(bellman.lambda_targets(**self.given, lam=1.0, importance=importance), [[-0.5, 0.5, 1]])
+        close(bellman.lambda_targets(**self.example, lam=1.0, importance=importance), [[-0.5, 0.5, 1]])
 
     def test_baseline_by_hand(self):
         # y1 = 2 + 0.5 (1 - 2) = 1.5, y0 = 2 + 1 (1.5 - 1) = 2.5
         targets = bellman.lambda_targets(
-            **self.given, lam=1.0, importance=f64([[1, 4, 0.5]]), baseline=f64([[0, 1, 2]])
+            **self.example, lam=1.0, importance=f64([[1, 4, 0.5]]), baseline=f64([[0, 1, 2]])
         )
         close(targets, [[2.5, 1.5, 1]])
+
+    @quick
+    @given(seed=st.integers(0, 10_000), lam=st.sampled_from([0.0, 0.4, 1.0]))
+    def test_two_short_actions_are_one_long_one(self, seed, lam):
+        """With γ = 1 and no reward between them, if the first bootstraps from what the second hands back."""
+        b = batch(seed, 1, 6)
+        b["lengths"] = torch.tensor([6])
+        scalars = {"beta": 0.3, "gamma": 1.0, "lam": lam}
+        whole = bellman.lambda_targets(**b, **scalars)
+        later = b | {name: b[name][:, 3:] for name in PER_TOKEN} | {"lengths": torch.tensor([3])}
+        second = bellman.lambda_targets(**later, **scalars)
+        weight = lam * later["importance"][:, 0].clamp(max=1)
+        back = later["expected_q"][:, 0] - 0.3 * later["kl"][:, 0] + weight * (second[:, 0] - later["baseline"][:, 0])
+        earlier = later | {name: b[name][:, :3] for name in PER_TOKEN}
+        earlier |= {"reward": f64([0]), "terminated": torch.tensor([False]), "next_soft_value": back}
+        first = bellman.lambda_targets(**earlier, **scalars)
+        torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-13, atol=1e-13)
 
     @quick
     @shapes
@@ -207,7 +275,7 @@ class TestLambdaTargets:
         b = batch(seed, rows, tokens)
         lam = bellman.lambda_targets(**b, **(SCALARS | {"lam": 0.0}))
         values = bellman.soft_value(b["expected_q"], b["kl"], 0.3)
-        one = bellman.token_targets(values, b["lengths"], b["reward"], b["done"], b["next_soft_value"], 0.9)
+        one = bellman.token_targets(values, b["lengths"], b["reward"], b["terminated"], b["next_soft_value"], 0.9)
         assert torch.equal(lam, one)
 
     @quick
@@ -217,7 +285,7 @@ class TestLambdaTargets:
         del b["importance"], b["baseline"]
         targets = bellman.lambda_targets(**b, **(SCALARS | {"lam": 1.0}))
         for i in range(rows):
-            onward = 0.0 if b["done"][i] else 0.9 * b["next_soft_value"][i].item()
+            onward = 0.0 if b["terminated"][i] else 0.9 * b["next_soft_value"][i].item()
             for j in range(b["lengths"][i]):
                 later = b["kl"][i, j + 1 : b["lengths"][i]].sum().item()
                 expected = b["reward"][i].item() - 0.3 * later + onward
@@ -232,81 +300,6 @@ class TestLambdaTargets:
         assert torch.equal(with_ones, bellman.lambda_targets(**b, **SCALARS))
 
 
-class TestEpisodeLambdaTargets:
-    def test_by_hand(self):
-        # Row 1 is the first action (two tokens), row 0 the second and last (one token), cut at the step limit.
-        # Row 0: V = 6 - 0.5 * 2 = 5, y = 2 + 0.5 * 4 = 4, hands on 5 + 0.5 (4 - 6) = 4.
-        # Row 1: last token 1 + 0.5 * 4 = 3, first token V + 0.5 (3 - 3) = 3 - 0.5 * 2 = 2.
-        targets = bellman.episode_lambda_targets(
-            expected_q=f64([[6, NAN], [8, 3]]),
-            kl=f64([[2, NAN], [1, 2]]),
-            lengths=torch.tensor([1, 2]),
-            reward=f64([2, 1]),
-            done=torch.tensor([False, False]),
-            next_soft_value=f64([4, NAN]),
-            next_action=torch.tensor([-1, 0]),
-            beta=0.5,
-            gamma=0.5,
-            lam=0.5,
-        )
-        close(targets, [[4, 0], [2, 3]])
-
-    @quick
-    @given(seed=st.integers(0, 10_000), lam=st.sampled_from([0.0, 0.4, 1.0]))
-    def test_a_cut_through_an_action_changes_nothing(self, seed, lam):
-        """With γ = 1 and no reward at the cut, three short actions in a row are one long one."""
-        b = batch(seed, 1, 6)
-        b["lengths"] = torch.tensor([6])
-        long = bellman.lambda_targets(**b, beta=0.3, gamma=1.0, lam=lam)
-        parts = {name: b[name].view(3, 2) for name in PER_TOKEN}
-        short = bellman.episode_lambda_targets(
-            **parts,
-            lengths=torch.tensor([2, 2, 2]),
-            reward=torch.cat([f64([0, 0]), b["reward"]]),
-            done=torch.cat([torch.tensor([False, False]), b["done"]]),
-            next_soft_value=torch.cat([f64([NAN, NAN]), b["next_soft_value"]]),
-            next_action=torch.tensor([1, 2, -1]),
-            beta=0.3,
-            gamma=1.0,
-            lam=lam,
-        )
-        torch.testing.assert_close(short.view(1, 6), long, rtol=1e-13, atol=1e-13)
-
-    def test_one_is_the_return_of_the_episode(self):
-        kl = f64([[1, 2], [3, 4]])
-        targets = bellman.episode_lambda_targets(
-            f64([[5, 6], [7, 8]]), kl, torch.tensor([2, 2]), f64([-1, 0.8]), torch.tensor([False, True]),
-            f64([NAN, NAN]), torch.tensor([1, -1]), beta=0.1, gamma=0.9, lam=1.0,
-        )  # fmt: skip
-        first_last = -1 + 0.9 * (-0.1 * 3 - 0.1 * 4 + 0.8)
-        close(targets, [[first_last - 0.1 * 2, first_last], [0.8 - 0.1 * 4, 0.8]])
-
-    @quick
-    @shapes
-    def test_without_followers_it_is_lambda_targets(self, seed, rows, tokens):
-        b = batch(seed, rows, tokens)
-        nobody = torch.full((rows,), -1)
-        assert torch.equal(
-            bellman.episode_lambda_targets(**b, next_action=nobody, **SCALARS),
-            bellman.lambda_targets(**b, **SCALARS),
-        )
-
-    @pytest.mark.parametrize(
-        ("next_action", "done", "words"),
-        [
-            ([1, 0], [False, False], "circle"),
-            ([2, -1], [False, False], "row of the batch"),
-            ([1, -1], [True, False], "wherever done"),
-        ],
-    )
-    def test_impossible_orders(self, next_action, done, words):
-        with pytest.raises(ValueError, match=f"next_action: shape .*{words}"):
-            bellman.episode_lambda_targets(
-                f64([[0.0], [0.0]]), f64([[0.0], [0.0]]), torch.tensor([1, 1]), f64([0, 0]), torch.tensor(done),
-                f64([0, 0]), torch.tensor(next_action), beta=0.1, gamma=0.9, lam=1.0,
-            )  # fmt: skip
-
-
 class TestActionTargets:
     def test_by_hand(self):
         targets = bellman.action_targets(
@@ -316,7 +309,7 @@ class TestActionTargets:
 
     def test_agrees_with_the_token_targets_at_the_last_token(self):
         b = batch(3, 5, 4)
-        rest = (b["reward"], b["done"], b["next_soft_value"], 0.9)
+        rest = (b["reward"], b["terminated"], b["next_soft_value"], 0.9)
         action = bellman.action_targets(b["lengths"], 4, *rest)
         token = bellman.token_targets(b["expected_q"], b["lengths"], *rest)
         last = (b["lengths"] - 1)[:, None]
@@ -350,7 +343,7 @@ class TestBatches:
         b = batch(seed, rows, tokens)
         padding = ~bellman.position_mask(b["lengths"], tokens)
         dirty = {n: v.masked_fill(padding, junk) if n in PER_TOKEN else v for n, v in b.items()}
-        dirty["next_soft_value"] = b["next_soft_value"].masked_fill(b["done"], junk)
+        dirty["next_soft_value"] = b["next_soft_value"].masked_fill(b["terminated"], junk)
         targets = bellman.lambda_targets(**dirty, **SCALARS)
         assert torch.equal(targets, bellman.lambda_targets(**b, **SCALARS))
         assert (targets[padding] == 0).all()
@@ -377,23 +370,21 @@ class TestGradients:
             given = b | dict(
                 expected_q=expected_q, kl=kl, reward=reward, next_soft_value=next_soft_value, baseline=baseline
             )
-            follows = torch.tensor([-1, -1, -1])
-            follows[(~b["done"]).nonzero()[0]] = 2 if not b["done"][0] else -1
-            return bellman.episode_lambda_targets(**given, next_action=follows, **SCALARS)
+            return bellman.lambda_targets(**given, **SCALARS)
 
         assert gradcheck(targets, free)
 
 
 def tokens_call(**change):
-    given = {
+    example = {
         "soft_values": torch.zeros(2, 3),
         "lengths": torch.tensor([3, 2]),
         "reward": torch.zeros(2),
-        "done": torch.tensor([True, False]),
+        "terminated": torch.tensor([True, False]),
         "next_soft_value": torch.zeros(2),
         "gamma": 0.9,
     }
-    return bellman.token_targets(**(given | change))
+    return bellman.token_targets(**(example | change))
 
 
 def lambda_call(**change):
@@ -412,7 +403,10 @@ class TestErrors:
             (lambda: tokens_call(reward=torch.zeros(2).long()), r"reward: shape \(2,\) of torch.int64"),
             (lambda: tokens_call(reward=torch.tensor([0, NAN])), r"reward: shape \(2,\) holds NaN"),
             (lambda: tokens_call(next_soft_value=torch.tensor([0, NAN])), "next_soft_value: .* holds NaN"),
-            (lambda: tokens_call(done=torch.zeros(2)), r"done: shape \(2,\) of torch.float32, expected torch.bool"),
+            (
+                lambda: tokens_call(terminated=torch.zeros(2)),
+                r"terminated: shape \(2,\) of torch.float32, expected torch.bool",
+            ),
             (lambda: tokens_call(lengths=torch.tensor([3.0, 2.0])), "lengths: .* expected an integer dtype"),
             (lambda: tokens_call(lengths=torch.tensor([3, 2, 1])), r"lengths: shape \(3,\), expected \[2\]"),
             (lambda: tokens_call(lengths=torch.tensor([4, 1])), r"lengths: .* expected 1 to 3"),
@@ -448,7 +442,20 @@ class TestErrors:
                 lambda: bellman.overlap_q(torch.zeros(2), torch.tensor([NAN, 0.0]), torch.zeros(2)),
                 "behaviour_logits: .* holds NaN",
             ),
+            (lambda: bellman.kl_divergence(torch.zeros(2), torch.full((2,), -INF)), "reference_logits: .*row of -inf"),
+            (
+                lambda: bellman.overlap_q(torch.tensor([NAN, 0.0]), torch.zeros(2), torch.zeros(2)),
+                "policy_logits: .* holds NaN",
+            ),
+            (lambda: bellman.expected_q(torch.zeros(2), torch.tensor([INF, -INF])), r"q: shape \(2,\) holds .*\+inf"),
             (lambda: bellman.soft_value(torch.zeros(2), torch.tensor([NAN, 0.0]), 0.1), "kl: .* holds NaN"),
+            (
+                lambda: bellman.soft_value(torch.tensor([INF]), torch.tensor([INF]), 0.1),
+                "expected_q: .* holds NaN or infinity",
+            ),
+            (lambda: bellman.taken(torch.zeros(2, 3), torch.tensor([0])), r"tokens: shape \(1,\), expected \[2\]"),
+            (lambda: bellman.taken(torch.zeros(2, 3), torch.zeros(2)), "tokens: .* expected an integer dtype"),
+            (lambda: bellman.token_log_prob(torch.tensor([[NAN, 0.0]]), torch.tensor([0])), "logits: .* holds NaN"),
             (lambda: bellman.position_mask(torch.tensor([1]), 0), "tokens: got 0"),
         ],
     )

@@ -1,8 +1,10 @@
+"""`etpo_core.errors`: what a user can put right is one line, a programming error keeps its traceback."""
+
 import errno
 
 import pytest
 
-from etpo_core.errors import UserError, one_line_errors
+from etpo_core.errors import UserError, one_line_errors, unknown
 
 
 @pytest.mark.parametrize(
@@ -15,7 +17,7 @@ from etpo_core.errors import UserError, one_line_errors
         (KeyboardInterrupt(), 130, "stopped: the same command goes on"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(capsys, raised, status, line):
+def test_what_a_user_can_put_right_is_one_line(capsys, raised, status, line):
     with pytest.raises(SystemExit) as stopped, one_line_errors():
         raise raised
     shown = capsys.readouterr().err
@@ -30,3 +32,7 @@ MISSING = FileNotFoundError(errno.ENOENT, "No such file or directory", "steps.cs
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)), one_line_errors():
         raise bug
+
+
+def test_an_unknown_name_comes_with_the_known_ones():
+    assert str(unknown("task", "abc", ["two", "one"])) == "unknown task 'abc'; choose one of: one, two"

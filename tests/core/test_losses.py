@@ -99,6 +99,29 @@ class TestTargetPolicy:
         target = losses.target_policy_logits(reference, q, 1e-6).exp()
         assert torch.equal(target.argmax(-1), q.argmax(-1)) and (target.amax(-1) > 1 - 1e-9).all()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("beta", [1e-30, 1e-40, 1e-46, 1e-300])
+    def test_tiny_beta_gives_the_reference_among_the_best(self, dtype, beta):
+        """Also where float32 rounds β to 0: the best two tokens keep ρ's odds of 1 to 3."""
+        reference, q = f64([0.2, 0.2, 0.6, 0.0]).log().to(dtype), f64([1, 2, 2, 9]).to(dtype)
+        target = losses.target_policy_logits(reference, q, beta)
+        torch.testing.assert_close(target.exp().double(), f64([0, 0.25, 0.75, 0]), rtol=1e-6, atol=0)
+
+    def test_tiny_beta_with_tiny_differences(self):
+        """Q differs by 1e-45 = 2β: π* is 1/(1 + e²), e²/(1 + e²)."""
+        q = torch.tensor([0.0, 1e-45])
+        target = losses.target_policy_logits(torch.zeros(2), q, q[1].item() / 2).exp()
+        torch.testing.assert_close(target.double(), f64([0.11920292, 0.88079708]), rtol=1e-6, atol=0)
+
+    def test_huge_beta_gives_the_reference_where_q_allows(self):
+        target = losses.target_policy_logits(torch.zeros(3), torch.tensor([1.0, 2.0, -INF]), 1e300)
+        torch.testing.assert_close(target.double(), f64([-LN2, -LN2, -INF]), rtol=1e-6, atol=0)
+
+    def test_gradient_reaches_the_best_token_too(self):
+        q = f64([0.0, 0.0]).requires_grad_()
+        losses.target_policy_logits(f64([0.0, 0.0]), q, 0.5)[1].backward()
+        close(q.grad, [-1, 1])  # (1 - π*) / β and -π* / β
+
 
 class TestPolicyLoss:
     def test_by_hand(self):
@@ -126,6 +149,30 @@ class TestPolicyLoss:
         target = losses.target_policy_logits(reference, q, 0.1)
         assert losses.policy_loss(target, reference, q, 0.1).max() < 1e-14
         assert policy_gradient(target, reference, q, 0.1).abs().max() < 1e-14
+
+    @pytest.mark.parametrize("distance", [1e-5, 1e-4, 1e-3])
+    @pytest.mark.parametrize("vocabulary", [3, 500])
+    def test_gradient_close_to_the_target(self, distance, vocabulary):
+        """π (log π/π* - loss) in every row of float32, also where the sum is rounded up to 0."""
+        g = torch.Generator().manual_seed(0)
+        reference, q = torch.randn(400, vocabulary, generator=g), 0.1 * torch.randn(400, vocabulary, generator=g)
+        target = losses.target_policy_logits(reference.double(), q.double(), 0.1)
+        policy = (target + distance * torch.randn(400, vocabulary, generator=g)).float().requires_grad_()
+        loss = losses.policy_loss(policy, reference, q, 0.1)
+        loss.sum().backward()
+        exact = policy_gradient(policy.detach().double(), reference.double(), q.double(), 0.1)
+        # The gradient of a row is known to about the rounding error of its log-ratios, 1e-6, times π.
+        error = (policy.grad - exact).norm(dim=-1) / torch.softmax(policy.detach().double(), -1).norm(dim=-1)
+        assert error.max() < 2e-6
+        assert (policy.grad != 0).any(dim=-1).all() and (loss >= 0).all()
+
+    def test_a_loss_below_zero_is_rounded_up_without_losing_its_gradient(self):
+        log_policy = f64([0.5, 0.5]).log().requires_grad_()
+        log_other = log_policy.detach() + 1e-8  # not normalised: stands for what rounding does to a sum
+        loss = bellman.mean_log_ratio(log_policy, log_other)
+        loss.backward()
+        assert loss == 0
+        close(log_policy.grad, [(1 - 1e-8) / 2] * 2)  # of π (log π - log σ): π (1 + log π/σ)
 
     def test_gradient_into_the_policy_only(self):
         policy, reference, q = (x.requires_grad_() for x in prefixes(2))
@@ -214,32 +261,24 @@ class TestPpo:
         assert torch.isfinite(loss).all() and torch.isfinite(log_prob.grad).all()
 
 
-class TestReadingsOfQ:
-    """What each reading means at the start, where critic, reference and policy are one model."""
+class TestParameterisationsOfQ:
+    """What each of them means at the start, where critic, reference and policy are one model."""
 
     model = f64([0.5, 0.25, 0.25]).log()
     beta = 0.01
 
-    def start(self, reading):
+    def start(self, parameterisation):
         q = {
             "raw": lambda: losses.q_raw(self.model),
-            "scaled": lambda: losses.q_scaled(self.model, self.beta),
             "residual": lambda: losses.q_residual(self.model, self.model, self.beta),
             "dueling": lambda: losses.q_dueling(f64(0.3), self.model, self.model, self.model, self.beta),
-        }[reading]()
+        }[parameterisation]()
         return q, losses.target_policy_logits(self.model, q, self.beta).exp()
 
     def test_raw_starts_at_an_argmax(self):
         q, target = self.start("raw")
         assert target[0] > 1 - 1e-12
         close(bellman.expected_q(self.model, q), -1.5 * LN2)  # first target: logits, not rewards
-
-    def test_scaled_starts_at_the_square_of_the_model(self):
-        q, target = self.start("scaled")
-        close(target, [2 / 3, 1 / 6, 1 / 6], 1e-13)  # 1/4, 1/16, 1/16 over 3/8
-        uniform = torch.zeros_like(self.model)
-        close(losses.target_policy_logits(uniform, q, self.beta).exp(), [0.5, 0.25, 0.25], 1e-13)
-        close(bellman.expected_q(self.model, q), -0.01 * 1.5 * LN2)
 
     def test_residual_starts_at_the_model_with_target_zero(self):
         q, target = self.start("residual")
@@ -269,8 +308,8 @@ class TestReadingsOfQ:
     def test_the_trap_of_the_drawn_token(self):
         """One step towards a target that says nothing about tokens: who takes it for an advantage?
 
-        Only token 0 is drawn and its target is 0.8 above its Q. In the residual reading all of it lands on the
-        logit of the token drawn; in the dueling reading the value takes 1/β times what the logit takes.
+        Only token 0 is drawn and its target is 0.8 above its Q. In the residual form all of it lands on the logit
+        of the token drawn; in the dueling form the value takes 1/β times what the logit takes.
         """
         logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         value = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -287,31 +326,60 @@ class TestReadingsOfQ:
         masked = f64([0.0, 1.0, -INF])
         close(losses.q_residual(masked, masked, 0.5), [0, 0, 0])
         close(losses.q_dueling(f64(1.0), masked, masked, masked, 0.5), [1, 1, 1])
-        assert torch.isneginf(losses.q_scaled(masked, 0.5)[2])
+        assert torch.isneginf(losses.q_raw(masked)[2])
 
     def test_gradcheck(self):
         policy, critic, reference = prefixes(6)
         critic, value = critic.requires_grad_(), f64([0.1, 0.2, 0.3]).requires_grad_()
         assert gradcheck(lambda c, v: losses.q_dueling(v, c, reference, policy, 0.5), (critic, value))
         assert gradcheck(lambda c: losses.q_residual(c, reference, 0.5), critic)
-        assert gradcheck(lambda c: losses.q_scaled(c, 0.5), critic)
 
     def test_half_precision_is_widened(self):
         logits = torch.randn(2, 7, dtype=torch.bfloat16)
         results = (
             losses.q_raw(logits),
-            losses.q_scaled(logits, 0.1),
             losses.q_residual(logits, logits, 0.1),
             losses.q_dueling(torch.zeros(2, dtype=torch.bfloat16), logits, logits, logits, 0.1),
         )
         assert all(q.dtype == torch.float32 for q in results)
 
 
+class TestAdvantageSquare:
+    policy = f64([0.5, 0.25, 0.25]).log()
+
+    def test_by_hand(self):
+        # A = 2, 2, 6 has mean 3 under π: 1/2 * 1 + 1/4 * 1 + 1/4 * 9
+        close(losses.advantage_square(self.policy, f64([2, 2, 6])), 3)
+        close(losses.advantage_square(self.policy, f64([-1, -1, 3])), 3)
+
+    def test_gradient_by_hand(self):
+        policy, q = self.policy.clone().requires_grad_(), f64([2, 2, 6]).requires_grad_()
+        losses.advantage_square(policy, q).backward()
+        close(q.grad, [-1, -0.5, 1.5])  # 2 π (A - 3)
+        assert policy.grad is None
+
+    def test_gradcheck(self):
+        policy, q, _ = prefixes(7)
+        assert gradcheck(lambda q: losses.advantage_square(policy, q), q.requires_grad_())
+
+    def test_it_is_the_variance_of_the_dueling_q(self):
+        policy, critic, reference = prefixes(8)
+        q = losses.q_dueling(f64([0.1, 0.2, 0.3]), critic, reference, policy, 0.5)
+        mean, pi = bellman.expected_q(policy, q), torch.softmax(policy, -1)
+        torch.testing.assert_close(losses.advantage_square(policy, q), (pi * q.square()).sum(-1) - mean.square())
+
+    def test_forbidden_tokens(self):
+        q = torch.tensor([1.0, 3.0, -INF], requires_grad=True)
+        square = losses.advantage_square(torch.tensor([0.0, 0.0, -INF]), q)
+        square.backward()
+        assert square == 1 and q.grad.tolist() == [-1, 1, 0]
+
+
 class TestErrors:
     """A message names the argument, says its shape and what was expected."""
 
     two, three = torch.zeros(2), torch.zeros(3)
-    nan = torch.tensor([0.0, NAN])
+    nan, inf = torch.tensor([0.0, NAN]), torch.tensor([INF, 0.0])
 
     @pytest.mark.parametrize(
         ("call", "words"),
@@ -319,7 +387,10 @@ class TestErrors:
             (lambda t: losses.critic_loss(t.two, t.three), r"targets: shape \(3,\), expected \[2\]"),
             (lambda t: losses.critic_loss(t.nan, t.two), r"q_taken: shape \(2,\) holds NaN"),
             (lambda t: losses.critic_loss(t.two, t.nan), r"targets: shape \(2,\) holds NaN"),
-            (lambda t: losses.critic_loss(t.two, t.two, t.two), r"mask: .*expected \[2\] of torch.bool"),
+            (
+                lambda t: losses.critic_loss(t.two, t.two, t.two),
+                r"mask: shape \(2,\) of torch.float32, expected torch.bool",
+            ),
             (lambda t: losses.critic_loss(t.two, t.two, huber_delta=0.0), "huber_delta: got 0.0, expected"),
             (lambda t: losses.critic_loss([1.0], t.two), "q_taken: got list, expected a tensor"),
             (lambda t: losses.policy_loss(t.nan, t.two, t.two, 1.0), r"policy_logits: shape \(2,\) holds NaN"),
@@ -330,7 +401,21 @@ class TestErrors:
             (lambda t: losses.policy_loss(t.two.long(), t.two, t.two, 1.0), "policy_logits: .*floating"),
             (
                 lambda t: losses.policy_loss(t.two, torch.tensor([0.0, -INF]), t.two, 1.0),
-                "policy_logits: .* allows a token that reference_logits or q forbids",
+                "policy_logits: .* allows a token that reference_logits or q / beta forbids",
+            ),
+            (  # a probability of e^-200 is 0 in float32, and still allowed
+                lambda t: losses.policy_loss(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -INF]), t.two, 1.0),
+                "policy_logits: .* allows a token that reference_logits or q / beta forbids",
+            ),
+            (  # log π* of token 0 is -1e40
+                lambda t: losses.policy_loss(t.two, t.two, torch.tensor([0.0, 1.0]), 1e-40),
+                "policy_logits: .* allows a token that reference_logits or q / beta forbids",
+            ),
+            (lambda t: losses.policy_loss(t.two, t.two, [0.0, 0.0], 1.0), "q: got list, expected a tensor"),
+            (lambda t: losses.target_policy_logits(t.two, t.inf, 1.0), r"q: shape \(2,\) holds NaN or \+inf"),
+            (
+                lambda t: losses.target_policy_logits(torch.tensor([3e38, -3e38]), torch.tensor([-3e38, 3e38]), 1.0),
+                r"reference_logits, q: shape \(2,\) beyond torch.float32",
             ),
             (
                 lambda t: losses.target_policy_logits(t.two, torch.tensor([-INF, -INF]), 1.0),
@@ -341,8 +426,15 @@ class TestErrors:
             (lambda t: losses.ppo_clipped_loss(t.two, t.three, t.two, 0.2), r"behaviour_log_prob: shape \(3,\)"),
             (lambda t: losses.ppo_clipped_loss(t.two, t.two, t.two, -0.2), "clip: got -0.2"),
             (lambda t: losses.q_raw(t.nan), r"critic_logits: shape \(2,\) holds NaN"),
-            (lambda t: losses.q_scaled(t.two, -1.0), "beta: got -1.0"),
+            (lambda t: losses.q_raw(t.inf), r"critic_logits: shape \(2,\) holds NaN or \+inf"),
             (lambda t: losses.q_residual(t.two, t.nan, 1.0), r"reference_logits: shape \(2,\) holds NaN"),
+            (lambda t: losses.q_residual(t.inf, t.inf, 1.0), r"critic_logits: shape \(2,\) holds NaN or \+inf"),
+            (lambda t: losses.q_residual(t.two, t.inf, 1.0), r"reference_logits: shape \(2,\) holds NaN or \+inf"),
+            (lambda t: losses.q_residual(t.two, t.two, -1.0), "beta: got -1.0"),
+            (lambda t: losses.advantage_square(t.two, t.three), r"q: shape \(3,\), expected \[2\]"),
+            (lambda t: losses.advantage_square(t.two, t.nan), r"q: shape \(2,\) holds NaN"),
+            (lambda t: losses.advantage_square(t.two, -t.inf), r"q: shape \(2,\) holds NaN or infinity"),
+            (lambda t: losses.advantage_square(t.nan, t.two), r"policy_logits: shape \(2,\) holds NaN"),
             (lambda t: losses.q_dueling(t.two, t.two, t.two, t.two, 1.0), r"value: shape \(2,\), expected \[\]"),
             (
                 lambda t: losses.q_dueling(torch.tensor(NAN), t.two, t.two, t.two, 1.0),
