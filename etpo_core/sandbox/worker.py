@@ -205,8 +205,8 @@ class Worker:
             self.close()
             raise ZygoteLost(f"the executor's worker has {threads} threads, but may have only 1")
         if self._walls.flags & wire.BUBBLEWRAP:  # the process that was started is bubblewrap, the zygote its only child
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            self.pid = int(children[0]) if children else self.pid
+            with suppress(OSError, IndexError):  # some kernels list no children, and bubblewrap may just have died
+                self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
         self.ready = True
 
     @contextmanager

@@ -25,7 +25,7 @@ from preload import preload
 from tries import walls_that_hold
 
 _PROCESSES = 64  # how many threads a child may have, the zygote included
-_PATIENCE_S = 2.0  # between two looks at whether the host still lives, on systems without process descriptors
+_PATIENCE_S = 2.0  # seconds between two looks at whether the host still lives, where no descriptor tells
 
 
 class _Host:
