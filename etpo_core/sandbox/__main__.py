@@ -1,4 +1,4 @@
-"""`python -m etpo_core.sandbox doctor`: what this machine can hold a program in, and what would make it better."""
+"""`python -m etpo_core.sandbox doctor` reports how well this machine can confine programs, and what would help."""
 
 import argparse
 import json
@@ -9,11 +9,10 @@ from etpo_core.sandbox.doctor import as_text, examine
 
 
 def main() -> None:
-    """Prints the report; the exit status is 0 when programs can be confined and the self-test went as expected."""
+    """Prints the report; the exit status is 0 if programs can be confined and the self-test passed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m etpo_core.sandbox", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", help="try every wall, run a self-test, measure what an execution costs")
-    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("command", choices=["doctor"], help="try every wall, run a self-test, measure an execution")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
     with one_line_errors():
         report = examine()

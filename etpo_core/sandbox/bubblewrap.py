@@ -1,9 +1,9 @@
-"""The second wall: bubblewrap starts the zygote in namespaces of its own, with a file tree that holds only libraries.
+"""The third wall: bubblewrap starts the zygote in namespaces of its own, in which there is nothing to reach.
 
-In there is no network, no process but the zygote's, no privilege, and no file besides the system's libraries, the
-Python installation and those packages that are loaded. The data that packages ship - scikit-learn's tables with their
-labels, and every package that is not needed - is not there at all. It costs milliseconds once a worker, and nothing
-for each snippet.
+Inside there is no network, no process but the zygote and its children, no privilege, and no file besides the libraries
+of the system, the Python installation and those packages that are loaded. Packages that are not needed are not there,
+and neither are the data sets, with their labels, that scikit-learn ships. This costs some milliseconds for each worker
+and nothing for each program.
 """
 
 import os
@@ -15,28 +15,29 @@ from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
-_LIBRARIES = ("numpy", "scipy", "scikit-learn")
+_LIBRARIES = ("numpy", "scipy", "scikit-learn")  # the distributions that are always loaded
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin")
 
 
 @cache
 def executable() -> str | None:
-    """Path of bubblewrap, or None."""
+    """The path of bubblewrap's executable, or None if it is not installed."""
     return shutil.which("bwrap")
 
 
 def command(preload: tuple[str, ...], inside: Path) -> list[str]:
-    """What goes in front of the zygote's command line; `executable` must not be None.
+    """Returns the beginning of a command line that starts the zygote inside bubblewrap.
 
     Args:
         preload: modules that are loaded besides numpy, scipy and scikit-learn.
-        inside: folder of the zygote's program.
+        inside: the folder of the zygote's program.
     """
-    words = [executable(), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    words += ["--hostname", "sandbox", "--as-pid-1", "--cap-drop", "ALL"]
+    words = [executable() or "bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    words += ["--unshare-cgroup-try", "--hostname", "sandbox", "--as-pid-1", "--cap-drop", "ALL"]
     if os.geteuid() == 0:
-        # Root needs no user namespace for the others, and in one it would remain root to the kernel: its files could be
-        # read, its threads not be counted. The zygote becomes an ordinary user once the libraries are loaded.
+        # Root can make the other namespaces without a user namespace. In a user namespace the kernel would still treat
+        # the zygote as root: it could read root's files, and its threads would not be counted. Instead, the zygote
+        # becomes an ordinary user once the libraries are loaded.
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         words += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
@@ -47,14 +48,11 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
             words += ["--symlink", os.readlink(place), place]
         elif os.path.isdir(place):
             words += ["--ro-bind", place, place]
-    for place in (
-        "/etc/ld.so.cache",
-        "/sys/kernel/mm/transparent_hugepage",
-    ):  # malloc asks the latter before it uses any
+    for place in ("/etc/ld.so.cache", "/sys/kernel/mm/transparent_hugepage"):  # malloc reads the latter
         words += ["--ro-bind-try", place, place]
     for place in dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)):
         words += ["--ro-bind", place, place]
-    if sys.prefix != sys.base_prefix:  # a virtual environment: what makes it one, without its packages
+    if sys.prefix != sys.base_prefix:  # a virtual environment is bound without its packages
         for name in ("pyvenv.cfg", "bin"):
             words += ["--ro-bind", f"{sys.prefix}/{name}", f"{sys.prefix}/{name}"]
     sites, packages = _packages(preload)
@@ -75,12 +73,12 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
 @cache
 def _can_forbid_namespaces() -> bool:
     """Whether this bubblewrap knows --disable-userns (0.8 and newer)."""
-    usage = subprocess.run([executable(), "--help"], capture_output=True, text=True)
+    usage = subprocess.run([executable() or "bwrap", "--help"], capture_output=True, text=True)
     return "--disable-userns" in usage.stdout + usage.stderr
 
 
 def _packages(preload: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Folders of installed packages, and the files and folders in them that loading needs."""
+    """Returns the folders of installed packages, and what of their content the loaded modules need."""
     sites = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
     prefixes = dict.fromkeys((sys.prefix, sys.base_prefix))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -91,7 +89,7 @@ def _packages(preload: tuple[str, ...]) -> tuple[list[str], list[str]]:
     places: set[str] = set()
     for found in _needed(preload):
         root = os.path.normpath(str(found.locate_file("")))
-        if found.files is None:  # installed without a list of its files: everything beside it is let in
+        if found.files is None:  # it was installed without a list of its files: bind all in its folder
             places.update(f"{root}/{name}" for name in os.listdir(root))
             continue
         tops = {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}
@@ -100,13 +98,13 @@ def _packages(preload: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def _needed(preload: tuple[str, ...]) -> list[Distribution]:
-    """The installed distributions that the preloaded modules come from, with all that these require."""
+    """The installed distributions that hold the loaded modules, and all distributions that they require."""
     waiting = list(_LIBRARIES)
     for module in preload:
         top = module.partition(".")[0]
         try:
             waiting.append(distribution(top).name)
-        except PackageNotFoundError:  # a package whose name is not its module's; to look it up is slow
+        except PackageNotFoundError:  # its name is not that of its module; this look-up is slow
             waiting += packages_distributions().get(top, [])
     found: dict[str, Distribution] = {}
     while waiting:
@@ -116,8 +114,7 @@ def _needed(preload: tuple[str, ...]) -> list[Distribution]:
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
-            continue  # required on other systems only
-        for requirement in found[name].requires or ():
-            if "extra ==" not in requirement:
-                waiting.append(re.match(r"[\w.-]+", requirement).group())
+            continue  # it is required on other systems only
+        required = (text for text in found[name].requires or () if "extra ==" not in text)
+        waiting += [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required]
     return list(found.values())

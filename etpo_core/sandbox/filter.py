@@ -1,9 +1,9 @@
-"""The system-call filter: what a snippet's process may ask of the kernel.
+"""The first wall, the system-call filter: what the process of a program may ask of the kernel.
 
-Fitting a scikit-learn model needs memory, clocks, threads and the two ends of one open socket - and no file, since
-every library is loaded before. So the filter is a short list of what is allowed; opening files, sockets, processes,
-signals, namespaces and everything unnamed is refused. It is compiled once, here in the host, by libseccomp (which
-knows the call numbers and the traps of each architecture) and sent to the workers as bytes.
+To fit a scikit-learn model, a process needs memory, clocks, threads and the socket over which it answers. It needs no
+file, because all libraries are loaded already. So the filter is a short list of system calls that are allowed; files,
+sockets, processes, signals, namespaces and everything else are refused. It is compiled here in the host, once, by
+libseccomp, which knows the numbers and the pitfalls of each architecture, and is sent to the workers as bytes.
 """
 
 import errno
@@ -21,45 +21,44 @@ getpid gettid getppid getpgrp getuid geteuid getgid getegid getresuid getresgid 
 getrusage sysinfo uname arch_prctl exit exit_group
 """.split()
 _CLONE_THREAD = 0x00010000
-_CLONE_NEW = 0x7E020000  # all namespaces: a thread may have its own of some, without being a process
+_CLONE_NEW = 0x7E020000  # the flags of all namespaces, because a new thread could ask for some of its own as well
 _FCNTL = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 _IOCTL = (0x5401, 0x5450, 0x5451, 0x541B, 0x5413)  # TCGETS, FIONCLEX, FIOCLEX, FIONREAD, TIOCGWINSZ
 _PRCTL = (15, 16)  # PR_SET_NAME, PR_GET_NAME
-_MADVISE = (*range(5), *range(8, 12), *range(14, 24))  # not: merge equal pages, poison pages
-_CLOCKS = 16  # those below are the caller's and the machine's, those above other processes'
+_MADVISE = (*range(5), *range(8, 12), *range(14, 24))  # no merging of equal pages (12, 13), no poisoning (100, 101)
+_CLOCKS = 16  # numbers below are clocks of the caller and the machine; others belong to other processes
 
 
 class Unavailable(Exception):
-    """No filter can be compiled here; the message says why and what mends it."""
+    """No filter can be compiled here; the message says why and, after "; ", what would help."""
 
 
 def compile_filter() -> bytes:
-    """The filter as an array of the kernel's `struct sock_filter`.
+    """Compiles the filter to an array of the kernel's `struct sock_filter`.
 
     Raises:
-        Unavailable: not Linux, or libseccomp or its Python binding is missing.
+        Unavailable: this is not Linux, or libseccomp or its Python binding is missing.
     """
     if sys.platform != "linux":
         system = {"darwin": "macOS", "win32": "Windows"}.get(sys.platform, sys.platform)
         raise Unavailable(
-            f"no kernel sandbox on {system}: snippets would run with your user's rights; use a Linux machine, "
-            "virtual machine or container"
+            f"there is no kernel sandbox on {system}, and programs would run with all rights of your user; "
+            "use a Linux machine, virtual machine or container"
         )
     try:
         import pyseccomp as seccomp
     except ModuleNotFoundError:
         raise Unavailable("the Python package pyseccomp is missing; run `pip install pyseccomp`") from None
     except (RuntimeError, OSError, AttributeError):
-        raise Unavailable(
-            "the system library libseccomp is missing; install it, e.g. `apt install libseccomp2`"
-        ) from None
+        missing = "the system library libseccomp is missing; install it, e.g. `apt install libseccomp2`"
+        raise Unavailable(missing) from None
     refused = seccomp.SyscallFilter(defaction=seccomp.ERRNO(errno.EPERM))
-    # a call through another table ends the process, not only the thread that made it
+    # A call through the table of another architecture ends the whole process, not only the thread that made it.
     refused.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
 
     def rule(action: int, name: str, *arguments: object) -> None:
         number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
-        if number >= 0:  # negative: this architecture has no such call
+        if number >= 0:  # it is negative for a call that this architecture does not have
             refused.add_rule(action, number, *arguments)
 
     for name in _ALLOWED:
@@ -73,7 +72,7 @@ def compile_filter() -> bytes:
     for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
         rule(seccomp.ALLOW, name, seccomp.Arg(0, seccomp.LT, _CLOCKS))
     rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(0, seccomp.EQ, 0), seccomp.Arg(2, seccomp.EQ, 0))
-    # EACCES reads as an ordinary PermissionError; ENOSYS makes the C library fall back to what is filtered above
+    # EACCES becomes an ordinary PermissionError; after ENOSYS the C library falls back to the calls that are allowed.
     for name in ("open", "openat"):
         rule(seccomp.ERRNO(errno.EACCES), name)
     for name in ("clone3", "openat2"):

@@ -1,4 +1,4 @@
-"""What is asked of the executor and what it answers: limits, statuses, outcomes."""
+"""The plain types in which the executor is asked and answers: limits, tiers, statuses and outcomes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,37 +8,37 @@ from etpo_core.sandbox.text import MAX_CHARACTERS
 
 
 class Status(StrEnum):
-    """How the execution of a snippet ended."""
+    """How the execution of a program ended."""
 
     OK = "ok"
-    SNIPPET_ERROR = "snippet_error"  # it raised, or broke the contract of build_model
+    SNIPPET_ERROR = "snippet_error"  # the program raised an error, or build_model broke its contract
     NO_RESULT = "no_result"  # its process ended without an answer
     BAD_OUTPUT = "bad_output"  # it answered, but not with usable probabilities
-    TIMEOUT = "timeout"
+    TIMEOUT = "timeout"  # it used up its CPU time or its time by the clock
     OUT_OF_MEMORY = "out_of_memory"
-    CRASH = "crash"  # its process died of a signal
-    POLICY_VIOLATION = "policy_violation"  # the kernel ended it for a forbidden kind of call
-    INFRASTRUCTURE_FAULT = "infrastructure_fault"  # ours, not the snippet's: nothing was learnt about it
+    CRASH = "crash"  # its process was ended by a signal
+    POLICY_VIOLATION = "policy_violation"  # the kernel ended its process for a forbidden kind of system call
+    INFRASTRUCTURE_FAULT = "infrastructure_fault"  # the executor failed, which says nothing about the program
 
 
 class Tier(StrEnum):
-    """What holds a snippet in; each tier has all that the later ones have."""
+    """How well a program is confined. Each tier has everything that the tiers below it have."""
 
-    A = "A"  # and namespaces: no process, network or file of the host is there at all
-    B = "B"  # and Landlock: the kernel refuses files, TCP and outside processes a second time
-    C = "C"  # system-call filter without file opens, resource limits, separate process
-    D = "D"  # resource limits and separate process: no security
+    A = "A"  # also namespaces: no process, network or file of the host exists for the program
+    B = "B"  # also Landlock: the kernel refuses files, TCP and signals to other processes a second time
+    C = "C"  # a system-call filter that lets no file be opened
+    D = "D"  # a separate process with resource limits: this is no security
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one fit-and-predict, i.e. of one child process.
+    """Limits of one fit and prediction, that is, of one child process.
 
     Attributes:
-        cpu_s: CPU seconds, the limit that decides; it does not depend on what else the machine does.
-        wall_s: seconds by the clock, there for code that sleeps: leave it well above cpu_s.
+        cpu_s: CPU seconds. This limit should decide, because it does not depend on what else the machine does.
+        wall_s: seconds by the clock, for programs that sleep. Leave it well above cpu_s.
         memory_mb: MiB on top of what the loaded libraries occupy.
-        source_bytes: longest program accepted, in bytes of UTF-8.
+        source_bytes: length of the longest program that is accepted, in bytes of UTF-8.
     """
 
     cpu_s: float = 10.0
@@ -48,26 +48,25 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Raises UserError for a limit that is not positive."""
-        for name in ("cpu_s", "wall_s", "memory_mb", "source_bytes"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if not value > 0:
                 raise UserError(f"executor limit {name} is {value!r}; give a number above 0")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one program scored, or how it failed.
+    """The score of one program, or how it failed.
 
     Attributes:
-        status: how it ended; `score` is a number exactly when it is OK.
-        score: mean ROC AUC over the splits, rounded to 6 decimals; None on failure.
-        scores: ROC AUC of each split in the order of the split seeds; empty on failure.
-        error_type: e.g. "ValueError"; None when OK.
-        message: one line of at most 500 characters; None when OK.
-        line: line of the program (from 1) where it failed, where there is one.
+        status: how the execution ended. `score` is a number if the status is OK, and None otherwise.
+        score: mean ROC AUC over the splits, rounded to 6 decimals.
+        scores: ROC AUC of each split, in the order of the split seeds; empty on failure.
+        error_type: name of the exception's type, for example "ValueError"; None if the status is OK.
+        message: one line of at most 500 characters; None if the status is OK.
+        line: the line of the program (from 1) where it failed; None if it is not known.
         cpu_s: CPU seconds of all its processes together.
         wall_s: seconds by the clock, all splits together.
-        tier: what held it in.
+        tier: how well it was confined.
     """
 
     status: Status
@@ -82,9 +81,9 @@ class Outcome:
 
     @property
     def error_text(self) -> str:
-        """The failure in one line of at most 500 characters, e.g. "NameError: name 'X' is not defined (line 3)".
+        """The failure in one line of at most 500 characters, or an empty string if the status is OK.
 
-        Empty when OK.
+        For example "NameError: name 'X' is not defined (line 3)".
         """
         if self.status is Status.OK:
             return ""

@@ -1,7 +1,8 @@
-"""The pool: many programs in, as many outcomes out, in the same order.
+"""The pool of workers: takes many programs and returns as many outcomes, in the same order.
 
-Each program runs on every split, one fresh process a split, and ends at its first failing split. A program that was
-run before on the same data, splits, seed and limits is not run again, also when it occurs twice in one batch.
+Each program runs on every split, in a fresh process for each, and stops at the first split on which it fails. The pool
+remembers outcomes: a program that has run on the same data, splits and seed is not run again, and a program that occurs
+twice in one batch runs once.
 """
 
 import hashlib
@@ -12,28 +13,48 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox.outcome import Limits, Outcome, Status, Tier
-from etpo_core.sandbox.scoring import BadTable, Split, area_under_curve, make_split, table_of
+from etpo_core.sandbox.scoring import DECIMALS, BadTable, Split, area_under_curve, make_split, table_of
 from etpo_core.sandbox.walls import names_of, probe, tier_of
 from etpo_core.sandbox.worker import Ending, Worker, ZygoteLost
 
-_REMEMBERED = 50_000  # outcomes, the latest used; about a kilobyte each
+_REMEMBERED = 50_000  # how many outcomes are kept, those used last; each takes about a kilobyte
 
 
-class _Abandoned(Exception):
-    """Nobody waits for this job any more."""
+class _Abandoned(UserError):
+    """The job was cut short, because nobody waits for it any more or because the pool was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the executor is closed; open a new SandboxPool")
+
+
+class _Data(NamedTuple):
+    """What the programs of one batch have in common; `digest` tells different data, splits and seeds apart."""
+
+    splits: list[Split]
+    seed: int
+    digest: bytes
 
 
 class _Job:
-    """One program on one data set; shared by all who ask for it."""
+    """One program on one data set, shared by all calls that wait for it.
 
-    def __init__(self, key: str, source: str, splits: list[Split], seed: int) -> None:
+    Attributes:
+        key: tells different jobs apart.
+        future: receives the outcome.
+        waiting: how many calls wait for it.
+        abandoned: whether it is to be cut short, because nobody waits for it or the pool is closed.
+        worker: where it runs at the moment, if it does.
+    """
+
+    def __init__(self, key: bytes, source: str, splits: list[Split], seed: int) -> None:
         self.key, self.source, self.splits, self.seed = key, source, splits, seed
         self.future: Future[Outcome] = Future()
         self.waiting = 0
@@ -42,12 +63,13 @@ class _Job:
 
 
 class SandboxPool:
-    """Runs programs that define `build_model(x_train, y_train)` and scores the classifiers they return.
+    """Runs programs that define `build_model(x_train, y_train)` and scores the classifiers that they return.
 
     Use it as a context manager, or call `close`. Methods may be called from any thread.
 
     Attributes:
-        tier: what holds the programs in (see `Tier`).
+        limits: the limits of each fit.
+        tier: how well the programs are confined (see `Tier`).
         layers: names of the walls that were seen to hold.
     """
 
@@ -62,14 +84,15 @@ class SandboxPool:
         """Starts the workers and tries their walls.
 
         Args:
-            workers: programs that run at a time; no more than the machine has cores makes sense.
-            limits: of each fit; the defaults of `Limits` if None.
-            allow_unsafe: run without a wall where the kernel gives none (tier D).
-            tier: hold the programs in exactly so; None: by every wall that holds here.
+            workers: how many programs run at the same time; more than the machine has cores gains nothing.
+            limits: the limits of each fit; the defaults of `Limits` if None.
+            allow_unsafe: whether to run programs without any wall where the kernel offers none (tier D).
+            tier: the tier at which to confine the programs; the best that this machine can give if None.
             preload: modules that programs may import besides numpy, scipy, scikit-learn and the standard library.
 
         Raises:
-            UserError: there is no such wall here, or none and `allow_unsafe` is False, or a worker does not start.
+            UserError: the machine cannot give the tier, or offers no wall and `allow_unsafe` is False, or a worker
+                does not start.
         """
         if workers < 1:
             raise UserError(f"the executor was asked for {workers} workers; give 1 or more")
@@ -80,9 +103,9 @@ class SandboxPool:
         self._walls = report.walls(tier, allow_unsafe, tuple(preload))
         self.tier, self.layers = tier_of(self._walls.flags), names_of(self._walls.flags)
         self._lock = threading.Lock()
-        self._jobs: OrderedDict[str, _Job] = OrderedDict()
+        self._jobs: OrderedDict[bytes, _Job] = OrderedDict()
         self._closed = False
-        self._workers = []
+        self._workers: list[Worker] = []
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._executor = ThreadPoolExecutor(workers, "sandbox")
         try:
@@ -92,11 +115,10 @@ class SandboxPool:
                 self._check(worker)
             for worker in self._workers:
                 worker.wait_ready()
-        except ZygoteLost as error:
+        except BaseException as error:
             self.close()
-            raise UserError(str(error)) from None
-        except BaseException:
-            self.close()
+            if isinstance(error, ZygoteLost):
+                raise UserError(str(error)) from None
             raise
         if self.tier is Tier.D:
             why = "asked for" if tier is Tier.D else report.layers[0].detail
@@ -105,27 +127,20 @@ class SandboxPool:
             self._idle.put(index)
 
     def _check(self, worker: Worker) -> None:
-        """Has a new worker's walls tried.
-
-        Raises:
-            ZygoteLost: one does not hold.
-        """
+        """Has the walls of a new worker tried; raises ZygoteLost if one does not hold."""
         if worker.wait_tried()[0] != self._walls.flags:
             worker.close()
-            raise ZygoteLost(
-                "the walls of a new worker do not hold as they did before; run `python -m etpo_core.sandbox doctor`"
-            )
+            doctor = "run `python -m etpo_core.sandbox doctor`"
+            raise ZygoteLost(f"the walls of a new worker do not hold, although they held before; {doctor}")
 
     def __enter__(self) -> "SandboxPool":
-        """Returns the pool itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closes the pool."""
         self.close()
 
     def close(self) -> None:
-        """Stops what runs and ends all workers; may be called twice."""
+        """Stops the programs that run and ends all workers; may be called twice."""
         with self._lock:
             self._closed = True
             for job in self._jobs.values():
@@ -136,10 +151,10 @@ class SandboxPool:
         for worker in self._workers:
             worker.close()
         for job in list(self._jobs.values()):
-            _settle(job, error=UserError("the executor was closed while programs were waiting"))
+            _settle(job, _Abandoned())
 
     def score(self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0) -> Outcome:
-        """`score_many` of one program."""
+        """Scores one program; see `score_many`."""
         return self.score_many([source], x, y, split_seeds, seed)[0]
 
     def score_many(
@@ -151,126 +166,112 @@ class SandboxPool:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Outcome]:
-        """Scores programs by their mean ROC AUC on random half/half splits of one table (the paper's reward).
+        """Scores programs by their mean ROC AUC on random half/half splits of one data set (the paper's reward).
 
         Args:
-            sources: whole programs, each defining `build_model(x_train, y_train)` -> fitted classifier.
+            sources: whole programs, each of which defines `build_model(x_train, y_train)` -> fitted classifier.
             x: [rows, features] numbers.
             y: [rows] integer labels.
-            split_seeds: one split a seed; see `scoring.make_split`.
-            seed: what unseeded randomness of the programs starts from.
-            progress: called in this thread with (programs done, programs) after each.
+            split_seeds: one seed for each split; see `scoring.make_split`.
+            seed: where randomness starts that the programs leave unseeded.
+            progress: called in this thread with (programs done, all programs) after each program.
 
         Returns:
-            One outcome a program, in their order. Whatever a program does is an outcome, never an exception.
+            One outcome for each program, in their order. What a program does never raises an exception here.
 
         Raises:
-            UserError: the table or the splits are unusable.
+            UserError: the data or the splits cannot be used, or the pool is closed.
         """
-        jobs = self._submit(sources, x, y, split_seeds, seed)
-        try:
+        with self._waiting(sources, self._data(x, y, split_seeds, seed)) as jobs:
             done = 0
             for future in as_completed({job.future for job in jobs}):
                 done += sum(job.future is future for job in jobs)
                 if progress is not None:
                     progress(done, len(jobs))
             return [job.future.result() for job in jobs]
-        finally:
-            self._leave(jobs)
 
     def score_iter(
-        self,
-        sources: Sequence[str],
-        x: np.ndarray,
-        y: np.ndarray,
-        split_seeds: Sequence[int],
-        seed: int = 0,
+        self, sources: Sequence[str], x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
     ) -> Iterator[Outcome]:
-        """`score_many` that yields each outcome as soon as it and those before it are there."""
-        jobs = self._submit(sources, x, y, split_seeds, seed)
-        try:
+        """Does what `score_many` does, and yields each outcome as soon as it and all before it are known."""
+        with self._waiting(sources, self._data(x, y, split_seeds, seed)) as jobs:
             for job in jobs:
                 yield job.future.result()
-        finally:
-            self._leave(jobs)
 
     @contextmanager
     def ahead(
         self, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
     ) -> Iterator[Callable[[str], None]]:
-        """Starts programs ahead of `score_many`: yields a function that takes one, starts it and returns at once.
+        """Yields a function that takes a program, starts it and returns at once.
 
-        `score_many`, called inside with the same data, finds them under way or done. Those that nobody waits for when
-        the context is left are stopped.
+        `score_many`, called inside the context with the same data, finds the program running or done. Programs that
+        nobody waits for when the context ends are stopped.
 
         Raises:
-            UserError: the table or the splits are unusable.
+            UserError: the data or the splits cannot be used, or the pool is closed.
         """
-        prepared, jobs = self._prepared(x, y, split_seeds, seed), []
-        try:
-            yield lambda source: jobs.extend(self._start([source], *prepared))
-        finally:
-            self._leave(jobs)
+        data = self._data(x, y, split_seeds, seed)
+        with self._waiting([], data) as jobs:
+            yield lambda source: jobs.extend(self._start([source], data))
 
     def predicts_row_by_row(
         self, source: str, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
     ) -> bool:
-        """Whether what a program's model says of a row is the same whichever rows come with it.
+        """Whether a program's model predicts each row alone, that is, independently of the other rows it is given.
 
-        A model that learns from the rows it is to predict - it gets them all at once, without labels - is no fraud,
-        but no classifier either. Each split is run twice, the second time with half of its validation rows; the
-        probabilities of those must agree to 1e-6.
+        A model receives all validation rows at once, without labels, and can learn from them. That is no fraud, but the
+        result is not a classifier of single rows. Each split is run twice, the second time with half of its validation
+        rows, whose probabilities must agree to 1e-6.
 
         Raises:
-            UserError: the table or the splits are unusable, or the program does not score.
+            UserError: the data or the splits cannot be used, the pool is closed, or the program does not score.
         """
-        x, y = table_of(x, y)
-        job = _Job("", source, [], int(seed))
-        for split in (make_split(x, y, int(s)) for s in split_seeds):
+        data = self._data(x, y, split_seeds, seed)
+        job = _Job(b"", source, [], data.seed)
+        for split in data.splits:
             some = np.sort(split.order[: len(split.order) // 2])
             half = replace(split, x_test=split.x_test[some], y_test=split.y_test[some], order=np.arange(len(some)))
-            tables = []
+            answers = []
             for part in (split, half):
-                try:
-                    ending = self._run(job, _encoded(source), part)
-                except _Abandoned:
-                    raise UserError("the executor is closed; open a new SandboxPool") from None
+                ending = self._run(job, _encoded(source), part)
                 if ending.status is not Status.OK:
                     raise UserError(f"the program does not score ({ending.error_type}: {ending.message})")
-                tables.append(_table_of(ending.table, part))
-            if not np.allclose(tables[0][some], tables[1], rtol=0, atol=1e-6, equal_nan=True):
+                answers.append(_probabilities(ending.table, part))
+            if not np.allclose(answers[0][some], answers[1], rtol=0, atol=1e-6, equal_nan=True):
                 return False
         return True
 
-    def _submit(self, sources, x, y, split_seeds, seed) -> list[_Job]:
-        if isinstance(sources, str):
-            raise UserError("sources is one string; give a list of programs, or call score for one")
-        return self._start(sources, *self._prepared(x, y, split_seeds, seed))
-
-    def _prepared(self, x, y, split_seeds, seed) -> tuple:
-        """What programs on the same data have in common: the splits, the seed, the beginning of the job's key."""
+    def _data(self, x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int) -> _Data:
+        """Checks the data of a batch and makes its splits."""
         x, y = table_of(x, y)
         seeds = [int(s) for s in split_seeds]
         if not seeds:
-            raise UserError("split_seeds is empty; give one seed a split, e.g. range(5)")
-        splits = [make_split(x, y, s) for s in seeds]
-        # limits, modules and versions are the pool's own and the same for all that it remembers
-        common = hashlib.sha256(x.tobytes() + y.tobytes())
-        common.update(repr((x.shape, seeds, int(seed))).encode())
-        return splits, int(seed), common
+            raise UserError("split_seeds is empty; give one seed for each split, e.g. range(5)")
+        # Limits, modules and versions need not be part of the digest: they are the same for all jobs of this pool.
+        digest = hashlib.sha256(x.tobytes() + y.tobytes() + repr((x.shape, seeds, int(seed))).encode())
+        return _Data([make_split(x, y, s) for s in seeds], int(seed), digest.digest())
 
-    def _start(self, sources: Sequence[str], splits: list[Split], seed: int, common) -> list[_Job]:
+    @contextmanager
+    def _waiting(self, sources: Sequence[str], data: _Data) -> Iterator[list[_Job]]:
+        """Starts programs, yields their jobs, and stops waiting for those jobs when the context ends."""
+        if isinstance(sources, str):
+            raise UserError("sources is one string; give a list of programs, or call score for one")
+        jobs = self._start(sources, data)
+        try:
+            yield jobs
+        finally:
+            self._leave(jobs)
+
+    def _start(self, sources: Sequence[str], data: _Data) -> list[_Job]:
         jobs = []
         with self._lock:
             if self._closed:
-                raise UserError("the executor is closed; open a new SandboxPool")
+                raise _Abandoned
             for source in sources:
-                digest = common.copy()
-                digest.update(_encoded(source))
-                key = digest.hexdigest()
+                key = hashlib.sha256(data.digest + _encoded(source)).digest()
                 job = self._jobs.get(key)
                 if job is None:
-                    job = self._jobs[key] = _Job(key, source, splits, seed)
+                    job = self._jobs[key] = _Job(key, source, data.splits, data.seed)
                     self._executor.submit(self._do, job)
                 self._jobs.move_to_end(key)
                 job.waiting += 1
@@ -278,7 +279,7 @@ class SandboxPool:
         return jobs
 
     def _leave(self, jobs: list[_Job]) -> None:
-        """Stops waiting for jobs; those that nobody waits for any more are cut short and forgotten."""
+        """Stops waiting for jobs. Those that nobody waits for any more are cut short and forgotten."""
         with self._lock:
             for job in jobs:
                 job.waiting -= 1
@@ -289,28 +290,22 @@ class SandboxPool:
                         job.worker.kill()
 
     def _forget(self, job: _Job) -> None:
-        """Takes a job out of the cache; the caller holds the lock."""
+        """Removes a job from what is remembered; the caller holds the lock."""
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
 
     def _do(self, job: _Job) -> None:
-        """One job in one of the pool's threads; settles it whatever happens."""
+        """Runs one job in one of the pool's threads; whatever happens, those who wait for it are told."""
+        result: Outcome | BaseException
         try:
-            outcome = self._score(job)
-        except _Abandoned:
-            _settle(job, error=UserError("the executor was closed while programs ran"))
-            return
+            result = self._score(job)
         except BaseException as error:
-            with self._lock:
-                self._forget(job)
-            _settle(job, error=error)
-            return
-        if outcome.status is Status.INFRASTRUCTURE_FAULT:
-            with self._lock:
-                self._forget(job)
-        job.source, job.splits = "", []  # the outcome is kept, what it took need not be
-        _settle(job, outcome)
+            result = error
+        job.source, job.splits = "", []  # only the outcome is needed from now on
         with self._lock:
+            if not isinstance(result, Outcome) or result.status is Status.INFRASTRUCTURE_FAULT:
+                self._forget(job)
+            _settle(job, result)
             while len(self._jobs) > _REMEMBERED and next(iter(self._jobs.values())).future.done():
                 self._jobs.popitem(last=False)
 
@@ -326,32 +321,24 @@ class SandboxPool:
             cpu_s += ending.cpu_s
             if ending.status is Status.OK:
                 try:
-                    scores.append(area_under_curve(_table_of(ending.table, split), split.y_test, split.classes))
-                except BadTable as error:
-                    ending = replace(ending, status=Status.BAD_OUTPUT, error_type="ValueError", message=str(error))
-                except Exception as error:  # of the metric: what it cannot digest is no usable table either
+                    scores.append(area_under_curve(_probabilities(ending.table, split), split.y_test, split.classes))
+                except Exception as error:  # whatever the metric raises, the table is not usable
                     message = f"the probabilities cannot be scored ({type(error).__name__})"
+                    message = str(error) if isinstance(error, BadTable) else message
                     ending = replace(ending, status=Status.BAD_OUTPUT, error_type="ValueError", message=message)
             if ending.status is not Status.OK:
                 break
         ok = ending.status is Status.OK
-        return Outcome(
-            status=ending.status,
-            score=round(sum(scores) / len(scores), 6) if ok else None,
-            scores=tuple(scores) if ok else (),
-            error_type=ending.error_type,
-            message=ending.message,
-            line=ending.line,
-            cpu_s=round(cpu_s, 4),
-            wall_s=round(time.monotonic() - started, 4),
-            tier=self.tier,
-        )
+        score = round(sum(scores) / len(scores), DECIMALS) if ok else None
+        failure = ending.error_type, ending.message, ending.line
+        took = round(cpu_s, 4), round(time.monotonic() - started, 4)
+        return Outcome(ending.status, score, tuple(scores) if ok else (), *failure, *took, self.tier)
 
     def _run(self, job: _Job, source: bytes, split: Split) -> Ending:
-        """One split, again on a fresh worker if one was lost.
+        """Runs one split, and runs it again on a fresh worker if the worker was lost.
 
-        A snippet under which two workers are lost is held to be the cause; a fault before it began is never charged
-        to it, and two of those are reported as such.
+        If two workers are lost while the program runs, the program is held to be the cause. The loss of a worker before
+        the program has started is never charged to the program; two of these are an infrastructure fault.
         """
         lost, faults = 0, 0
         while True:
@@ -362,7 +349,7 @@ class SandboxPool:
             except ZygoteLost as error:
                 if job.abandoned:
                     raise _Abandoned from None
-                lost, faults = lost + error.snippet_ran, faults + (not error.snippet_ran)
+                lost, faults = lost + error.program_ran, faults + (not error.program_ran)
                 if lost == 2:
                     return Ending(Status.CRASH, b"", "Crash", "the process took its worker down")
                 if faults == 2:
@@ -373,7 +360,7 @@ class SandboxPool:
                 self._idle.put(index)
 
     def _take(self, index: int, job: _Job) -> Worker:
-        """The worker in a place of the pool, replaced if it died, for this job."""
+        """Reserves one of the workers for a job, and replaces it first if it has died."""
         with self._lock:
             if job.abandoned or self._closed:
                 raise _Abandoned
@@ -392,23 +379,21 @@ class SandboxPool:
         return worker
 
 
-def _settle(job: _Job, outcome: Outcome | None = None, error: BaseException | None = None) -> None:
-    """Wakes those who wait for a job; the first settlement counts."""
-    try:
-        if error is None:
-            job.future.set_result(outcome)
+def _settle(job: _Job, result: Outcome | BaseException) -> None:
+    """Hands a job's outcome or error to those who wait for it; nothing happens if they already have one."""
+    with suppress(InvalidStateError):
+        if isinstance(result, Outcome):
+            job.future.set_result(result)
         else:
-            job.future.set_exception(error)
-    except InvalidStateError:
-        pass
+            job.future.set_exception(result)
 
 
 def _encoded(source: str) -> bytes:
     return source.encode("utf-8", "surrogatepass")
 
 
-def _table_of(raw: bytes, split: Split) -> np.ndarray:
-    """A child's answer as float64 [validation rows, classes], the rows in the order of the split."""
+def _probabilities(raw: bytes, split: Split) -> np.ndarray:
+    """The answer of a child as float64 [validation rows, classes], with the rows in the order of the split."""
     table = np.empty((len(split.y_test), len(split.classes)))
     table[split.order] = np.frombuffer(raw, "<f8").reshape(table.shape)
     return table

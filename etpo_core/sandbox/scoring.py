@@ -1,4 +1,4 @@
-"""Splits and scores: everything that needs the labels of a validation half, and so happens in the host only."""
+"""Splits of a data set, and scores: all that needs the labels of a validation half, and so happens in the host."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,16 +9,23 @@ from sklearn.model_selection import train_test_split
 
 from etpo_core.errors import UserError
 
-DECIMALS = 6  # the last bits of a fit differ between processors; a score shall not
+DECIMALS = 6  # of a score: the last bits of a fit differ between processors, and scores must not
 
 
 class BadTable(Exception):
-    """A child's table cannot be scored."""
+    """The table of probabilities that a child answered with cannot be scored."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One random half/half split; `order` is how the validation rows are shuffled before a child sees them."""
+    """One random split into halves.
+
+    Attributes:
+        seed: the seed that made it.
+        x_train, y_train, x_test, y_test: float64 [rows, features] and int64 [rows] of both halves.
+        order: the permutation in which a child receives the validation rows.
+        classes: all labels of the data set, in ascending order.
+    """
 
     seed: int
     x_train: np.ndarray
@@ -33,28 +40,26 @@ def table_of(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checks a data set and returns it as float64 [rows, features] and int64 [rows].
 
     Raises:
-        UserError: wrong dimensions, unequal lengths, labels that are not whole numbers.
+        UserError: the dimensions or lengths do not fit, or the labels are not integers.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim != 2 or y.shape != (len(x),) or x.shape[1] == 0:
-        raise UserError(
-            f"x has shape {x.shape} and y {y.shape}; give x as (rows, features) and y as (rows,), rows alike"
-        )
+        raise UserError(f"x has shape {x.shape} and y {y.shape}; give x as (rows, features) and y as (rows,)")
     if x.dtype.kind not in "biuf" or y.dtype.kind not in "biu":
         raise UserError(f"x is of type {x.dtype} and y of type {y.dtype}; give numbers and integer labels")
     return np.ascontiguousarray(x, "<f8"), np.ascontiguousarray(y, "<i8")
 
 
 def make_split(x: np.ndarray, y: np.ndarray, seed: int) -> Split:
-    """The split that `train_test_split(arange(rows), test_size=0.5, random_state=seed)` makes, not stratified.
+    """Makes the split of `train_test_split(arange(rows), test_size=0.5, random_state=seed)`, which is not stratified.
 
-    The validation rows go to a child in an order drawn from a digest of the whole table, labels included: the same
-    on every run, yet not to be guessed by code that has not seen the labels.
+    A child receives the validation rows in an order that is drawn from a digest of the whole data set, labels included.
+    The order is the same on every run, but code that has not seen the labels cannot guess it.
 
     Args:
         x: float64 [rows, features].
         y: int64 [rows].
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
         UserError: a half holds fewer than two classes, so that there is nothing to learn or no AUC.
@@ -75,23 +80,23 @@ def make_split(x: np.ndarray, y: np.ndarray, seed: int) -> Split:
 def area_under_curve(table: np.ndarray, y: np.ndarray, classes: np.ndarray) -> float:
     """ROC AUC of a table of class probabilities, rounded to 6 decimals.
 
-    Two classes: the AUC of the column of the larger label. More: one-vs-one, macro average (each pair of classes
-    counts the same), as in the paper. The rows of one-vs-one must be comparable, so they are scaled to sum to 1
-    where they do not (a row of zeros becomes uniform); a class that the training half lacked has probability 0
-    throughout. A class that the validation half lacks takes part in no pair: the average is over the others.
+    With two classes, it is the AUC of the column of the larger label. With more, it is the one-vs-one AUC averaged over
+    the pairs of classes, each pair counting the same, as in the paper. One-vs-one compares probabilities of different
+    rows, so rows that do not sum to 1 are scaled to do so (a row of zeros becomes uniform). A class that the training
+    half lacks has probability 0 everywhere. Pairs with a class that the validation half lacks are left out.
 
     Args:
-        table: float64 [rows, classes], columns in the order of `classes`.
-        y: int64 [rows], at least two different labels.
+        table: float64 [rows, classes], the columns in the order of `classes`.
+        y: int64 [rows], with at least two different labels.
         classes: int64 [classes], all labels of the task in ascending order.
 
     Raises:
-        BadTable: a value is not finite, or a probability of a many-class table is negative.
+        BadTable: a value is not finite, or a table of more than two classes has negative or enormous values.
     """
     if not np.isfinite(table).all():
         raise BadTable("predict_proba returned NaN or infinite values")
     if len(classes) == 2:
-        # only the order counts; ranks keep values near the largest number from overflowing in a sum
+        # Only the order of the values counts. As ranks, even the largest numbers cannot overflow in the metric's sums.
         ranks = np.unique(table[:, 1], return_inverse=True)[1]
         return round(float(roc_auc_score(y, ranks)), DECIMALS)
     if (table < 0).any():

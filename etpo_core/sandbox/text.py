@@ -1,4 +1,4 @@
-"""Cleans error texts that come from a snippet: they end up in prompts, logs and terminals."""
+"""Cleans the error texts of programs, because they are put into prompts, logs and terminals."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
 def _places() -> list[str]:
-    """Folders of this machine that a message shall not name, longest first."""
+    """The folders of this machine that a message must not name, longest first."""
     package = Path(__file__).resolve().parent
     library = [entry for entry in sys.path if entry]
     found = [sys.prefix, sys.base_prefix, sys.exec_prefix, package, package.parents[1], Path.home(), *library]
@@ -22,15 +22,15 @@ _PLACES = re.compile("|".join(re.escape(place) for place in _places()) + r"(?=/|
 
 
 def clean_name(raw: bytes) -> str:
-    """A type's name with nothing but identifier characters in it, at most 80."""
+    """The name of an exception's type: at most 80 characters, each of which may stand in an identifier."""
     return re.sub(r"[^\w.]", "", raw.decode("utf-8", "replace"))[:80] or "Exception"
 
 
 def clean_message(raw: bytes) -> str:
-    """A message in one line of at most 500 characters.
+    """Returns a message, UTF-8, as one line of at most 500 characters.
 
-    Control, direction and private characters go, runs of blanks become one, our folders become "...", and memory
-    addresses, which differ between runs, become "0x...".
+    Control, direction and private-use characters become blanks, and each run of blanks becomes a single one. The
+    folders of this machine become "...". Memory addresses differ between runs and become "0x...".
     """
     text = raw.decode("utf-8", "replace")
     kept = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)

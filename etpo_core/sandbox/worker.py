@@ -1,7 +1,8 @@
-"""One worker: a zygote process and the host's side of the talk with its children.
+"""One worker: a zygote process, and the host's side of the conversation with the children that it forks.
 
-`Worker.run` has one fit-and-predict done and says how it ended; it knows nothing of scores. It is used by one
-thread at a time, except for `kill`, which any thread may call to cut a run short.
+A zygote is a process that has the libraries loaded and forks a child for each job (`inside/__main__.py`). `Worker.run`
+has one child fit and predict, and says how that ended; it knows nothing of scores. One thread at a time may use a
+worker, except for `kill`, which any thread may call to cut a run short.
 """
 
 import os
@@ -13,8 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etpo_core.sandbox import bubblewrap
@@ -24,27 +25,53 @@ from etpo_core.sandbox.scoring import Split
 from etpo_core.sandbox.text import clean_message, clean_name
 
 _INSIDE = Path(__file__).resolve().parent / "inside"
-_FIRST_UID = 0x70000000  # where root starts the workers: above all users of a machine
-_START_S = 120.0  # a cold disk can make the imports slow
-_END_S = 10.0  # for the kernel to take a killed process away
+_FIRST_UID = 0x70000000  # the workers of root become users from here on, above all users that a machine has
+_START_S = 120.0  # seconds that a worker may take to start: imports from a cold disk are slow
+_END_S = 10.0  # seconds that the kernel may take to remove a killed process
 
 
 class ZygoteLost(Exception):
     """The zygote died or broke the protocol.
 
     Attributes:
-        snippet_ran: whether the child had begun with the snippet, so that the snippet may be the cause.
+        program_ran: whether the child had started to run the program, so that the program may be the cause.
     """
 
-    def __init__(self, why: str, snippet_ran: bool = False) -> None:
-        """Says why, and whether a snippet was running."""
+    def __init__(self, why: str, program_ran: bool = False) -> None:
         super().__init__(why)
-        self.snippet_ran = snippet_ran
+        self.program_ran = program_ran
+
+
+class _Garbage(Exception):
+    """The child sent bytes that are not a frame."""
+
+
+class _Gone(Exception):
+    """The process at the other end closed the channel."""
+
+
+@dataclass(frozen=True)
+class Walls:
+    """The walls that a zygote puts up, and what it loads before.
+
+    Attributes:
+        flags: the walls, as a sum of flags of `wire`.
+        filter_code: the compiled system-call filter; empty if that is not among the walls.
+        preload: modules to load besides numpy, scipy and scikit-learn.
+    """
+
+    flags: int
+    filter_code: bytes = b""
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one child ended: a table (status OK) or a failure."""
+    """How one child ended: with a table of probabilities (status OK), or with a failure.
+
+    Attributes:
+        table: the bytes of float64 [validation rows, classes], the rows in the order in which they were sent.
+    """
 
     status: Status
     table: bytes = b""
@@ -54,17 +81,11 @@ class Ending:
     cpu_s: float = 0.0
 
 
-class _Garbage(Exception):
-    """Bytes from the child that are no frame."""
-
-
-class _Gone(Exception):
-    """The child closed its end."""
+_OUT_OF_MEMORY = Ending(Status.OUT_OF_MEMORY, b"", "MemoryError", "the code needs more memory than it may have")
 
 
 def _environment() -> dict[str, str]:
-    """All that a zygote knows of the world. One thread a library: more would hang or change results."""
-    threads = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "VECLIB_MAXIMUM")
+    """The environment of a zygote. Libraries use one thread each: with more they would hang or give other results."""
     fixed = {
         "PATH": "/usr/bin:/bin",
         "HOME": "/",
@@ -73,82 +94,48 @@ def _environment() -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONWARNINGS": "ignore",
         "JOBLIB_MULTIPROCESSING": "0",
-        # a fork copies the tables of all pages: with large ones it takes half the time
+        # A fork copies the page tables of a process; with large pages it takes half the time.
         "PYTHONMALLOC": "malloc",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "MALLOC_ARENA_MAX": "2",  # threads would reserve more address space than a program may have
-        **{f"{name}_NUM_THREADS": "1" for name in threads},
+        "MALLOC_ARENA_MAX": "2",  # more threads would reserve more address space than a program may have
+        **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "VECLIB_MAXIMUM")},
     }
-    if _has_avx2():  # the same kernels on every such processor: scores do not depend on its generation
-        fixed["OPENBLAS_CORETYPE"] = "Haswell"
+    with suppress(OSError):
+        if " avx2 " in Path("/proc/cpuinfo").read_text():  # with the same code on all such processors, scores agree
+            fixed["OPENBLAS_CORETYPE"] = "Haswell"
     return fixed
 
 
 @contextmanager
 def _own_pidfd() -> Iterator[int]:
-    """A descriptor that tells its holder of this process's end; -1 where there is none."""
-    try:
-        fd = os.pidfd_open(os.getpid())
-    except (AttributeError, OSError):
-        yield -1
-        return
-    try:
+    """A descriptor that tells its holder when this process ends; -1 on systems that have none."""
+    with ExitStack() as opened:
+        fd = -1
+        with suppress(AttributeError, OSError):
+            fd = os.pidfd_open(os.getpid())
+            opened.callback(os.close, fd)
         yield fd
-    finally:
-        os.close(fd)
 
 
 @contextmanager
 def _listener() -> Iterator[int]:
-    """A port of 127.0.0.1 that was seen to answer this process; 0 where none can be had."""
+    """A TCP port of 127.0.0.1 that was seen to answer this process; 0 if there is none."""
     with ExitStack() as opened:
         port = 0
-        try:
+        with suppress(OSError):
             server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
             socket.create_connection(server.getsockname(), 2).close()
             port = server.getsockname()[1]
-        except OSError:
-            pass
         yield port
 
 
-def _has_avx2() -> bool:
-    try:
-        return " avx2 " in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-@dataclass(frozen=True)
-class Walls:
-    """What a zygote is to put up.
-
-    Attributes:
-        program: the compiled system-call filter; empty: none.
-        landlock: whether to use it.
-        bubblewrap: whether to start inside it.
-        preload: modules to load besides numpy, scipy and scikit-learn.
-    """
-
-    program: bytes = b""
-    landlock: bool = False
-    bubblewrap: bool = False
-    preload: tuple[str, ...] = ()
-
-    @property
-    def flags(self) -> int:
-        """The layers as a sum of flags of `wire`."""
-        chosen = {wire.SECCOMP: self.program, wire.LANDLOCK: self.landlock, wire.BUBBLEWRAP: self.bubblewrap}
-        return sum(flag for flag, wanted in chosen.items() if wanted)
-
-
 class Worker:
-    """A zygote, started at once; `wait_tried` and `wait_ready` come before the first `run`.
+    """A zygote process. Call `wait_tried` and then `wait_ready` before the first `run`.
 
     Attributes:
         pid: process id of the zygote as the host sees it, once it is ready.
         ready: whether its libraries are loaded.
-        alive: False once it was ended from here.
+        alive: False once the host has ended it.
     """
 
     def __init__(self, walls: Walls) -> None:
@@ -159,9 +146,8 @@ class Worker:
         try:
             with inside, _own_pidfd() as host:
                 command = [sys.executable, "-P", "-s", "-B", str(_INSIDE), str(inside.fileno()), str(host)]
-                if walls.bubblewrap:
+                if walls.flags & wire.BUBBLEWRAP:
                     command = [*bubblewrap.command(walls.preload, _INSIDE), *command]
-                # a session of its own: Ctrl-C in the terminal is for the host to handle
                 self._process = subprocess.Popen(
                     command,
                     env=_environment(),
@@ -170,61 +156,58 @@ class Worker:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     pass_fds=[fd for fd in (inside.fileno(), host) if fd >= 0],
-                    start_new_session=True,
+                    start_new_session=True,  # Ctrl-C in the terminal reaches the host alone
                 )
         except OSError:
             self._control.close()
             raise
+        assert self._process.stderr is not None
+        self._stderr = self._process.stderr
         self.pid = self._process.pid
         self.ready = False
         self.alive = True
 
     @property
     def whole(self) -> bool:
-        """Whether it may be used: nobody ended it, and what was started still runs."""
+        """Whether the worker can be used: the host has not ended it, and the process that it started still runs."""
         return self.alive and self._process.poll() is None
 
     def wait_tried(self) -> tuple[int, int]:
-        """Has the layers tried; returns those that were seen to refuse what they must, and Landlock's ABI.
+        """Has the walls tried.
+
+        Returns:
+            The walls that were seen to refuse what they must, as a sum of flags of `wire`, and Landlock's ABI.
 
         Raises:
-            ZygoteLost: it did not start; the message holds what it printed last.
+            ZygoteLost: the process did not start; the message holds the last line that it printed.
         """
         walls = self._walls
         modules = "\0".join(walls.preload).encode()
         with self._starting(), tempfile.NamedTemporaryFile() as secret, _listener() as port:
             path = secret.name.encode()
-            sizes = len(walls.program), len(modules), len(path)
+            sizes = len(walls.filter_code), len(modules), len(path)
             self._control.settimeout(_START_S)
             hello = wire.HELLO.pack(*sizes, port, _FIRST_UID + self._process.pid, walls.flags)
-            self._control.sendall(hello + walls.program + modules + path)
-            kind, flags, abi, _ = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, _START_S))
-            if kind != wire.TRIED:
-                raise _Gone
+            self._control.sendall(hello + walls.filter_code + modules + path)
+            flags, abi, _ = self._report(wire.TRIED, _START_S)
             return flags, abi
 
     def wait_ready(self) -> None:
         """Waits, after `wait_tried`, until the libraries are loaded.
 
         Raises:
-            ZygoteLost: it ended meanwhile, or is not the single-threaded process that may fork.
+            ZygoteLost: the process ended meanwhile, or has several threads and so may not fork.
         """
         with self._starting():
-            kind, _, threads, _ = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, _START_S))
-        self._process.stderr.close()
-        if kind != wire.READY or threads != 1:
+            _, threads, _ = self._report(wire.READY, _START_S)
+        self._stderr.close()
+        if threads != 1:
             self.close()
-            raise ZygoteLost(f"the executor's worker started {threads} threads, expected 1")
-        self.pid = self._find_pid()
+            raise ZygoteLost(f"the executor's worker has {threads} threads, but may have only 1")
+        if self._walls.flags & wire.BUBBLEWRAP:  # the process that was started is bubblewrap, the zygote its only child
+            with suppress(OSError, IndexError):  # some kernels list no children, and bubblewrap may just have died
+                self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
         self.ready = True
-
-    def _find_pid(self) -> int:
-        """Process id of the zygote as the host sees it: of what was started, or of bubblewrap's child."""
-        started = self._process.pid
-        if not self._walls.bubblewrap:
-            return started
-        children = Path(f"/proc/{started}/task/{started}/children").read_text().split()
-        return int(children[0]) if children else started
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -232,75 +215,70 @@ class Worker:
             yield
         except (OSError, _Gone) as error:
             self.kill()
-            said = self._process.stderr.read().decode(errors="replace").strip().splitlines() or [repr(error)]
+            printed = self._stderr.read().decode(errors="replace").strip().splitlines() or [repr(error)]
             self.close()
-            raise ZygoteLost(f"the executor's worker did not start: {said[-1]}") from None
+            raise ZygoteLost(f"the executor's worker did not start: {printed[-1]}") from None
 
     def run(self, source: bytes, split: Split, seed: int, limits: Limits) -> Ending:
-        """Fits on the training half in a fresh child and returns its table for the validation half.
+        """Has a fresh child fit on the training half and predict the validation half.
 
         Args:
-            source: the program, UTF-8.
+            source: the program, in UTF-8.
             split: the labels of its validation half are not used here.
-            seed: what unseeded randomness in the snippet starts from.
-            limits: of this child.
-
-        Returns:
-            An ending whose table, when OK, is float64 [validation rows, classes] in the order the rows were sent.
+            seed: where randomness starts that the program leaves unseeded.
+            limits: the limits of this child.
 
         Raises:
-            ZygoteLost: the zygote died meanwhile or the child could not be confined.
+            ZygoteLost: the zygote died meanwhile, or the child could not be confined.
         """
-        deadline = time.monotonic() + limits.wall_s
         host, inside = socket.socketpair()
-        talk = _Talk(host, deadline)
+        talk = _Conversation(host, time.monotonic() + limits.wall_s)
         with host:
             try:
                 with inside:
-                    order = wire.ORDER.pack(wire.RUN, limits.cpu_s, int(limits.memory_mb * 2**20))
-                    socket.send_fds(self._control, [order], [inside.fileno()])
-                ending = talk.hold(source, split, seed)
+                    request = wire.REQUEST.pack(wire.RUN, limits.cpu_s, int(limits.memory_mb * 2**20))
+                    socket.send_fds(self._control, [request], [inside.fileno()])
+                ending = talk.answer(source, split, seed)
             except OSError as error:
                 raise self._lost(f"control channel: {error}", talk) from None
-            flag, status, cpu_s = self._finish(talk, patient=ending is None)
+            flag, status, cpu_s = self._finish(talk, patient=ending is None and not talk.timed_out)
         if not talk.confined:
             raise ZygoteLost(f"the child could not be confined (wait status {status})")
         if ending is None:
             ending = _explain(flag, status, cpu_s, limits, talk.timed_out)
-        return Ending(ending.status, ending.table, ending.error_type, ending.message, ending.line, round(cpu_s, 4))
+        return replace(ending, cpu_s=round(cpu_s, 4))
 
-    def _finish(self, talk: "_Talk", patient: bool) -> tuple[int, int, float]:
-        """Has the child killed whatever it still does, and returns flag, wait status and CPU seconds."""
+    def _finish(self, talk: "_Conversation", patient: bool) -> tuple[int, int, float]:
+        """Has the child killed, whatever it still does; returns the flag, wait status and CPU seconds of its end."""
         try:
-            if patient and not talk.timed_out:
-                try:  # it closed its end: most likely it is dying, and how is worth knowing
-                    return self._report(1.0)
-                except TimeoutError:
-                    pass
-            self._control.sendall(wire.ORDER.pack(wire.KILL, 0.0, 0))
-            return self._report(_END_S)
+            if (
+                patient
+            ):  # the child closed its end of the channel: most likely it is dying, and the cause is of interest
+                with suppress(TimeoutError):
+                    return self._report(wire.ENDED, 1.0)
+            self._control.sendall(wire.REQUEST.pack(wire.KILL, 0.0, 0))
+            return self._report(wire.ENDED, _END_S)
         except (OSError, _Gone) as error:
             raise self._lost(f"no report: {error!r}", talk) from None
 
-    def _report(self, timeout: float) -> tuple[int, int, float]:
-        kind, flag, status, cpu_s = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, timeout))
-        if kind != wire.ENDED:
+    def _report(self, expected: int, timeout: float) -> tuple[int, int, float]:
+        """Receives a report of the expected kind from the zygote, and returns its flags, number and CPU seconds."""
+        kind, flags, number, cpu_s = wire.REPORT.unpack(_receive(self._control, wire.REPORT.size, timeout))
+        if kind != expected:
             raise _Gone
-        return flag, status, cpu_s
+        return flags, number, cpu_s
 
-    def _lost(self, why: str, talk: "_Talk") -> ZygoteLost:
+    def _lost(self, why: str, talk: "_Conversation") -> ZygoteLost:
         self.close()
         return ZygoteLost(f"the executor's worker was lost ({why})", talk.confined)
 
     def kill(self) -> None:
-        """Ends the zygote and its child at once; safe from any thread."""
+        """Ends the zygote and its child at once; any thread may call it."""
         with self._lock:
             self.alive = False
-            try:
-                # the zygote sees this and kills its child; it may be out of reach of a signal that kills bubblewrap
+            with suppress(OSError):  # it may be closed already
+                # The zygote notices this and kills its child. A signal could miss it: that may reach bubblewrap only.
                 self._control.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed before
             if self._process.poll() is None:
                 self._process.kill()
 
@@ -309,21 +287,25 @@ class Worker:
         self.kill()
         self._process.wait()
         self._control.close()
-        if self._process.stderr:
-            self._process.stderr.close()
+        self._stderr.close()
 
 
-class _Talk:
-    """The conversation with one child."""
+class _Conversation:
+    """The conversation with one child over its data channel.
 
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._socket = sock
+    Attributes:
+        confined: whether the child has reported that it is behind the walls.
+        timed_out: whether it was still silent at the deadline.
+    """
+
+    def __init__(self, channel: socket.socket, deadline: float) -> None:
+        self._channel = channel
         self._deadline = deadline
         self.confined = False
         self.timed_out = False
 
-    def hold(self, source: bytes, split: Split, seed: int) -> Ending | None:
-        """Runs it to the child's answer; None if it ended or was silent without one."""
+    def answer(self, source: bytes, split: Split, seed: int) -> Ending | None:
+        """Sends the job and returns the child's answer; None if there was none."""
         try:
             rows, features = split.x_train.shape
             header = wire.JOB.pack(seed, len(source), rows, features, len(split.x_test), len(split.classes))
@@ -338,7 +320,7 @@ class _Talk:
             if kind == wire.FITTED:
                 self._send(split.x_test[split.order].tobytes())
                 kind, payload = self._frame(size)
-            return _answer(kind, payload, size)
+            return _ending(kind, payload, size)
         except TimeoutError:
             self.timed_out = True
         except _Garbage:
@@ -348,26 +330,21 @@ class _Talk:
         return None
 
     def _send(self, data: bytes) -> None:
-        self._socket.settimeout(_left(self._deadline))
-        self._socket.sendall(data)
+        self._channel.settimeout(_left(self._deadline))
+        self._channel.sendall(data)
 
     def _frame(self, result_size: int) -> tuple[int, bytes]:
-        head = _receive(self._socket, wire.FRAME.size, _left(self._deadline))
-        magic, kind, length = wire.FRAME.unpack(head)
-        allowed = {
-            wire.CONFINED: 0,
-            wire.FITTED: 0,
-            wire.NO_MEMORY: 0,
-            wire.RESULT: result_size,
-            wire.ERROR: wire.MAX_ERROR_BYTES,
-            wire.BAD_OUTPUT: wire.MAX_ERROR_BYTES,
-        }
+        """Receives a frame, and refuses to read on if its kind or length is not allowed."""
+        magic, kind, length = wire.FRAME.unpack(_receive(self._channel, wire.FRAME.size, _left(self._deadline)))
+        allowed = dict.fromkeys((wire.CONFINED, wire.FITTED, wire.NO_MEMORY), 0)
+        allowed |= {wire.RESULT: result_size, wire.ERROR: wire.MAX_ERROR_BYTES, wire.BAD_OUTPUT: wire.MAX_ERROR_BYTES}
         if magic != wire.MAGIC or length > allowed.get(kind, -1):
             raise _Garbage
-        return kind, _receive(self._socket, length, _left(self._deadline))
+        return kind, _receive(self._channel, length, _left(self._deadline))
 
 
 def _left(deadline: float) -> float:
+    """The seconds that are left until a deadline; raises TimeoutError if none are."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -375,7 +352,7 @@ def _left(deadline: float) -> float:
 
 
 def _receive(sock: socket.socket, size: int, timeout: float) -> bytes:
-    """Exactly `size` bytes within `timeout` seconds, or TimeoutError, or _Gone."""
+    """Receives exactly `size` bytes within `timeout` seconds; raises TimeoutError or _Gone otherwise."""
     deadline = time.monotonic() + timeout
     data = bytearray()
     while len(data) < size:
@@ -387,7 +364,8 @@ def _receive(sock: socket.socket, size: int, timeout: float) -> bytes:
     return bytes(data)
 
 
-def _answer(kind: int, payload: bytes, size: int) -> Ending:
+def _ending(kind: int, payload: bytes, size: int) -> Ending:
+    """The ending that a child's last frame stands for."""
     if kind == wire.RESULT and len(payload) == size:
         return Ending(Status.OK, payload)
     if kind == wire.NO_MEMORY:
@@ -400,11 +378,8 @@ def _answer(kind: int, payload: bytes, size: int) -> Ending:
     raise _Garbage
 
 
-_OUT_OF_MEMORY = Ending(Status.OUT_OF_MEMORY, b"", "MemoryError", "the code needs more memory than it may have")
-
-
 def _explain(flag: int, status: int, cpu_s: float, limits: Limits, timed_out: bool) -> Ending:
-    """The failure that the end of a child without an answer stands for."""
+    """The failure of a child that ended without an answer, from the way in which it ended."""
     killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if flag == wire.BY_CPU_LIMIT or (killed_by in (signal.SIGKILL, signal.SIGXCPU) and cpu_s >= limits.cpu_s):
         return Ending(Status.TIMEOUT, b"", "TimeoutError", f"the code used more than {limits.cpu_s:g} s of CPU time")
@@ -415,7 +390,7 @@ def _explain(flag: int, status: int, cpu_s: float, limits: Limits, timed_out: bo
             return _OUT_OF_MEMORY
         return Ending(Status.NO_RESULT, b"", "NoResult", "the process ended without an answer")
     if killed_by == signal.SIGKILL:
-        return _OUT_OF_MEMORY  # nobody else may send it: the kernel ran out of memory
+        return _OUT_OF_MEMORY  # only the kernel can have sent it, because the machine ran out of memory
     name = signal.Signals(killed_by).name
     if killed_by == signal.SIGSYS:
         return Ending(Status.POLICY_VIOLATION, b"", "PolicyViolation", f"forbidden system call ({name})")

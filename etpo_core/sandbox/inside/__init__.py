@@ -1,5 +1,5 @@
-"""What runs on the far side of the wall: the zygote and the children that it forks.
+"""The programs that run behind the walls: the zygote, and the child processes that it forks.
 
-The folder is started as a program of its own (`python inside/`), so that it sees neither the rest of the package
-nor anything the trainer holds. The host imports only `wire`, the description of the bytes that cross the wall.
+The folder is started as a program of its own (`python inside/`), so it can import neither the rest of the package nor
+anything that the host holds. The host imports one module of it, `wire`: the format of the messages between the two.
 """

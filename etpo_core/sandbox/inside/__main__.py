@@ -1,8 +1,9 @@
-"""The zygote: a Python process, started afresh, that loads the libraries once and forks a child for every job.
+"""The zygote: a Python process that loads the libraries once and then forks a child for every job.
 
-It starts with a fixed environment and never receives data, labels or source: the host's private socket to a child
-only passes through its hands. It runs no line of a snippet. Run as `python -P -s -B inside/ CONTROL_FD HOST_PIDFD`
-(-1 on systems without pidfds).
+To fork a process that has the libraries loaded takes milliseconds; to start one and import them takes more than a
+second. The host starts the zygote with a fixed environment. The zygote runs no line of a program and receives neither
+programs nor data nor labels: it only hands the host's private socket on to the child. The host runs it as
+`python -P -s -B inside/ CONTROL_FD HOST_PIDFD`, with -1 as HOST_PIDFD on systems without process descriptors.
 """
 
 import fcntl
@@ -13,21 +14,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import landlock
 import wire
-from confine import die_with_parent, drop_root, hide_from_peers, memory_in_use, processes_on_machine
+from confine import confine, die_with_parent, drop_root, hide_from_peers, memory_in_use, processes_on_machine
 from preload import preload
-from tries import layers_that_hold
+from tries import walls_that_hold
 
-_PROCESSES = 64  # threads of a child, with room for the zygote
-_PATIENCE_S = 2.0  # how often to look whether the host still lives, where no descriptor tells
+_PROCESSES = 64  # how many threads a child may have, the zygote included
+_PATIENCE_S = 2.0  # seconds between two looks at whether the host still lives, where no descriptor tells
 
 
 class _Host:
-    """The process that owns this zygote: its orders, and whether it still lives."""
+    """The process that owns this zygote: receives its requests, and notices its death."""
 
     def __init__(self, control_fd: int, pidfd: int) -> None:
         self.control = socket.socket(fileno=control_fd)
@@ -39,27 +41,27 @@ class _Host:
             self.poller.register(pidfd, select.POLLIN)
 
     def is_gone(self, ready: set[int]) -> bool:
-        """Whether it has died, given what `poller` reported.
+        """Whether the host has died, given the descriptors that `poller` reported.
 
-        The channel alone does not tell: a process forked off the host may hold the other end open.
+        The control channel alone cannot tell: another child process of the host may still hold its other end open.
         """
         return self._pidfd in ready or os.getppid() != self.parent
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Ends this process, while it is busy with something else, when the host closes the channel."""
+        """Ends this process as soon as the host closes the channel, whatever the process is doing in the context."""
         before = fcntl.fcntl(self.control, fcntl.F_GETFL)
         signal.signal(signal.SIGIO, lambda *_: os._exit(0))
         fcntl.fcntl(self.control, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self.control, fcntl.F_SETFL, before | os.O_ASYNC)
         if self.poller.poll(0):
-            os._exit(0)  # it was closed before
+            os._exit(0)  # it was closed before the signal was set up
         yield
         fcntl.fcntl(self.control, fcntl.F_SETFL, before)
         signal.signal(signal.SIGIO, signal.SIG_DFL)
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes, or nothing at the end of the channel."""
+        """Exactly `size` bytes, or no bytes if the channel was closed."""
         data = b""
         while len(data) < size:
             piece = self.control.recv(size - len(data))
@@ -72,45 +74,45 @@ class _Host:
         """Sends one report."""
         self.control.sendall(wire.REPORT.pack(*fields))
 
-    def next_order(self) -> tuple[bytes | None, int | None]:
-        """The next order with the descriptor that came with it; (None, None) at the end."""
+    def next_request(self) -> tuple[bytes, int | None]:
+        """The next request and the descriptor that came with it; no bytes if the host is gone."""
         while True:
             ready = {fd for fd, _ in self.poller.poll(_PATIENCE_S * 1000)}
             if self.is_gone(ready):
-                return None, None
+                return b"", None
             if self.control.fileno() in ready:
                 break
-        order, fds, _, _ = socket.recv_fds(self.control, wire.ORDER.size, 1)
-        if order and len(order) < wire.ORDER.size:
-            order += self.read(wire.ORDER.size - len(order))
-        return order or None, fds[0] if fds else None
+        request, fds, _, _ = socket.recv_fds(self.control, wire.REQUEST.size, 1)
+        if request and len(request) < wire.REQUEST.size:
+            request += self.read(wire.REQUEST.size - len(request))
+        return request, fds[0] if fds else None
 
 
 def main() -> None:
-    """Tries the wall, loads the libraries, puts up what the children inherit, then serves until the host is gone."""
+    """Tries the walls, loads the libraries, puts up what the children inherit, and serves until the host is gone."""
     host = _Host(int(sys.argv[1]), int(sys.argv[2]))
     hello = host.read(wire.HELLO.size)
     if not hello:
         return
     *sizes, port, uid, wanted = wire.HELLO.unpack(hello)
-    program, modules, secret = (host.read(size) for size in sizes)
+    filter_code, modules, secret = (host.read(size) for size in sizes)
     in_bubblewrap = bool(wanted & wire.BUBBLEWRAP)
     if in_bubblewrap:
-        die_with_parent()  # bubblewrap's own process: it must not be outlived
-    hold = layers_that_hold(program, wanted, secret.decode(), port, uid)
+        die_with_parent()  # the parent is bubblewrap's own process
+    hold = walls_that_hold(filter_code, wanted, secret.decode(), port, uid)
     host.report(wire.TRIED, hold, landlock.abi(), 0.0)
     with host.watched():
         preload([name for name in modules.decode().split("\0") if name])
-        import child  # noqa: F401  only now: it imports numpy
+        import child  # noqa: F401  not earlier, because it imports numpy
 
     _raise_oom_score()
     in_use = memory_in_use()
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
     _silence()
-    in_namespace = in_bubblewrap and os.geteuid() != 0  # where the processes of a user are counted anew
+    in_namespace = in_bubblewrap and os.geteuid() != 0  # in which the kernel counts a user's processes separately
     counted = (bool(hold) and drop_root(uid)) or in_namespace
     if in_bubblewrap:
-        die_with_parent()  # a process that changes its user forgets it
+        die_with_parent()  # again, because the kernel forgets it when a process changes its user
     hide_from_peers()
     if hold & wire.LANDLOCK:
         landlock.give_up_files()
@@ -118,16 +120,16 @@ def main() -> None:
     gc.freeze()
     host.report(wire.READY, hold, threads, 0.0)
     while True:
-        order, data = host.next_order()
-        if order is None:
+        request, data = host.next_request()
+        if not request:
             return
-        kind, cpu_s, memory = wire.ORDER.unpack(order)
+        kind, cpu_s, memory = wire.REQUEST.unpack(request)
         if kind == wire.RUN and data is not None:
             processes = _PROCESSES if counted else processes_on_machine() + _PROCESSES
-            _run(host, data, cpu_s, (os.getpid(), program, cpu_s, memory, in_use, processes))
+            _run(host, data, cpu_s, partial(confine, os.getpid(), filter_code, cpu_s, memory, in_use, processes))
 
 
-def _run(host, data, cpu_s, limits) -> None:
+def _run(host: _Host, data: int, cpu_s: float, confine_child: Callable[[], None]) -> None:
     """Forks one child, watches it to its end and reports how it ended."""
     pid = os.fork()
     if pid == 0:
@@ -137,7 +139,7 @@ def _run(host, data, cpu_s, limits) -> None:
             if data != DATA_FD:
                 os.dup2(data, DATA_FD)
             os.closerange(DATA_FD + 1, 65536)
-            live(*limits)
+            live(confine_child)
         finally:
             os._exit(wire.EXIT_UNCONFINED)
     os.close(data)
@@ -146,8 +148,8 @@ def _run(host, data, cpu_s, limits) -> None:
     host.report(wire.ENDED, flag, status, usage.ru_utime + usage.ru_stime)
 
 
-def _watch(host, pid, cpu_s) -> int:
-    """Waits until the child has ended, stopping it when the host says so or its CPU time is used up."""
+def _watch(host: _Host, pid: int, cpu_s: float) -> int:
+    """Waits until the child has ended, killing it if the host says so or its CPU time is up; returns what ended it."""
     pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
     if pidfd is not None:
         host.poller.register(pidfd, select.POLLIN)
@@ -167,7 +169,7 @@ def _watch(host, pid, cpu_s) -> int:
                 return flag
             gone = host.is_gone(ready)
             if host.control.fileno() in ready:
-                gone = gone or not host.read(wire.ORDER.size)
+                gone = gone or not host.read(wire.REQUEST.size)
                 if flag == wire.BY_ITSELF:
                     flag = wire.BY_HOST
                 os.kill(pid, signal.SIGKILL)
@@ -183,19 +185,16 @@ def _watch(host, pid, cpu_s) -> int:
 
 def _cpu_seconds(pid: int) -> float:
     """CPU time of another process so far; 0 where the system has no such clock."""
-    try:
+    try:  # the number is that of the kernel's clock for this process
         return time.clock_gettime((~pid << 3) | 2)
     except (OSError, OverflowError):
         return 0.0
 
 
 def _raise_oom_score() -> None:
-    """When memory runs out on the machine, the kernel shall take a snippet and not the trainer."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("500")
-    except OSError:
-        pass
+    """Has the kernel kill a program rather than the host when the machine runs out of memory."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
 
 
 def _silence() -> None:

@@ -1,46 +1,48 @@
-"""One child: one snippet, one split, then gone.
+"""A child process: it runs one program on one split, answers, and ends.
 
-The child reads the training half, runs the snippet's `build_model`, says FITTED, only then receives the rows to
-predict, and answers with a table of numbers or with one error. It never holds a label of those rows, so nothing
-in its memory is worth finding; and what it answers is a prediction, so a forged answer is just a poor model.
+The child reads the training half, runs the program's `build_model` and reports FITTED. Only then does it receive the
+rows to predict, and it answers with a table of probabilities or with one error. It never holds a label of those rows,
+so there is nothing worth finding in its memory. And since it answers with predictions, not with a score, a forged
+answer is no better than the predictions that it consists of.
 """
 
 import os
 import random
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import wire
-from confine import confine
 from preload import Gate
 
 DATA_FD = 3
-_SNIPPET = "<snippet>"
+_FILE = "<snippet>"  # the file name of the program's code in tracebacks
 
 
 class _BadOutput(Exception):
-    """The model answers, but not with a table of probabilities."""
+    """The model's answer is not a table of probabilities."""
 
 
-def live(*limits: object) -> None:
-    """Runs in the forked process with the data channel on `DATA_FD`; never returns.
+def live(confine: Callable[[], None]) -> None:
+    """Runs in the forked process, with the data channel on `DATA_FD`, from its first to its last line; never returns.
 
     Args:
-        limits: the arguments of `confine.confine`.
+        confine: puts the process behind the walls, or raises.
     """
     status = wire.EXIT_UNCONFINED
     try:
-        confine(*limits)
-        status = 70
+        confine()
+        status = os.EX_SOFTWARE
         _serve()
         status = 0
     except MemoryError:
         status = wire.EXIT_NO_MEMORY
-    except BaseException:  # the channel is gone: nobody is left to be told
+    except BaseException:  # the data channel is broken, so the error cannot be reported
         pass
     finally:
-        os._exit(status)  # no atexit hooks, finalizers or threads of the snippet
+        os._exit(status)  # skips all exit hooks, finalizers and threads of the program
 
 
 def _serve() -> None:
@@ -55,7 +57,7 @@ def _serve() -> None:
     sys.argv[:] = sys.orig_argv[:] = ["snippet"]
     sys.meta_path.insert(0, Gate(None))
     for name in ("child", "wire", "confine", "preload", "landlock", "tries"):
-        sys.modules.pop(name, None)
+        sys.modules.pop(name, None)  # a program imports libraries, and nothing of ours
     _seed(seed)
     try:
         model = _fit(source, x, y)
@@ -66,14 +68,14 @@ def _serve() -> None:
         _send(wire.NO_MEMORY)
     except _BadOutput as error:
         _send(wire.BAD_OUTPUT, f"ValueError\0\0{error}".encode("utf-8", "replace")[: wire.MAX_ERROR_BYTES])
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are the snippet's failures too
+    except BaseException as error:  # the program may also raise SystemExit or KeyboardInterrupt
         _send(wire.ERROR, _describe(error))
     else:
         _send(wire.RESULT, table.tobytes())
 
 
 def _seed(seed: int) -> None:
-    """Makes what a snippet leaves unseeded repeat: numpy's, Python's and the system's sources of randomness."""
+    """Seeds all sources of randomness (numpy's, Python's, the system's) that a program may leave unseeded."""
     source = random.Random(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -82,17 +84,17 @@ def _seed(seed: int) -> None:
     os.getrandom = lambda size, flags=0: source.randbytes(size)
     seed_with = random.Random.seed
 
-    def seed_always(self: random.Random, a: object = None, version: int = 2) -> None:
+    def seed_always(self: random.Random, a: Any = None, version: int = 2) -> None:
         seed_with(self, source.getrandbits(64) if a is None else a, version)
 
     random.Random.seed = seed_always
     random.seed = random._inst.seed
 
 
-def _fit(source: str, x: np.ndarray, y: np.ndarray) -> object:
+def _fit(source: str, x: np.ndarray, y: np.ndarray) -> Any:
     module = types.ModuleType("snippet")
-    sys.modules["snippet"] = sys.modules["__main__"] = module  # dataclasses and pickle look a class's module up
-    exec(compile(source, _SNIPPET, "exec", dont_inherit=True), module.__dict__)
+    sys.modules["snippet"] = sys.modules["__main__"] = module  # dataclasses and pickle look up a class's module
+    exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
     if "build_model" not in module.__dict__:
         raise NameError("the code defines no function build_model")
     model = module.__dict__["build_model"](x, y)
@@ -106,21 +108,21 @@ def _fit(source: str, x: np.ndarray, y: np.ndarray) -> object:
     return model
 
 
-def _probabilities(model: object, x: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """predict_proba as float64 [rows of x, all classes], a column a class of the task, in ascending order.
+def _probabilities(model: Any, x: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The answer of predict_proba as float64 [rows of x, classes], one column for each class in ascending order.
 
-    The columns are placed by the model's `classes_`. A model without one, or one that renamed the labels, is taken
-    to have a column for each class of its training half in ascending order. Classes it never saw get 0.
+    The model's `classes_` says which column belongs to which class. If the model has no `classes_`, or has renamed the
+    labels, its columns are taken to be the classes of its training half in ascending order. Classes that the training
+    half lacks get probability 0.
     """
     answer = np.asarray(model.predict_proba(x))
     labels = getattr(model, "classes_", None)
     labels = seen if labels is None else np.asarray(labels).ravel()
     if answer.dtype.kind not in "biuf":
         raise _BadOutput(f"predict_proba returned values of type {answer.dtype}, not numbers")
-    if answer.ndim != 2 or answer.shape != (len(x), len(labels)):
-        raise _BadOutput(
-            f"predict_proba returned shape {answer.shape}, expected {(len(x), len(labels))} (rows, classes)"
-        )
+    expected = (len(x), len(labels))
+    if answer.shape != expected:
+        raise _BadOutput(f"predict_proba returned shape {answer.shape}, expected {expected} (rows, classes)")
     if not np.isin(labels, classes).all() or len(np.unique(labels)) != len(labels):
         if len(labels) != len(seen):
             raise _BadOutput("classes_ of the model are not those of y_train")
@@ -131,21 +133,21 @@ def _probabilities(model: object, x: np.ndarray, seen: np.ndarray, classes: np.n
 
 
 def _describe(error: BaseException) -> bytes:
-    """The error as `type \\0 line \\0 message`; formatting it runs the snippet's own code and may fail."""
+    """The error as `type \\0 line \\0 message`. To format it runs code of the program, which may fail in turn."""
     try:
         kind = type(error).__name__
         line = ""
-        if isinstance(error, SyntaxError) and error.filename == _SNIPPET:
+        if isinstance(error, SyntaxError) and error.filename == _FILE:
             line, text = str(error.lineno or ""), str(error.msg)
         else:
             text = str(error)
             trace = error.__traceback__
             while trace is not None:
-                if trace.tb_frame.f_code.co_filename == _SNIPPET:
+                if trace.tb_frame.f_code.co_filename == _FILE:
                     line = str(trace.tb_lineno)
                 trace = trace.tb_next
         parts = [part.replace("\0", " ") for part in (kind[:80], line[:10], text[: wire.MAX_ERROR_BYTES])]
-        # a cut at the byte limit may split a character: the host decodes with "replace"
+        # The cut at the byte limit may split a character; the host replaces what it cannot decode.
         return "\0".join(parts).encode("utf-8", "replace")[: wire.MAX_ERROR_BYTES]
     except BaseException:
         return b"Exception\0\0the error cannot be printed"
@@ -158,7 +160,7 @@ def _send(kind: int, payload: bytes = b"") -> None:
 
 
 def _receive(size: int) -> bytearray:
-    """Exactly `size` bytes; a bytearray, so that arrays made of it are writable."""
+    """Exactly `size` bytes, as a bytearray, so that arrays made of it are writable."""
     data = bytearray()
     while len(data) < size:
         piece = os.read(DATA_FD, size - len(data))

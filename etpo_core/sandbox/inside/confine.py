@@ -1,8 +1,9 @@
-"""Puts the calling process behind the wall, for good.
+"""The steps by which a process gives up its rights, for good.
 
-`confine` runs in a freshly forked child before any of the snippet's text is looked at: resource limits, death
-with its parent, no new privileges, and the system-call filter that the host compiled. Every step that fails
-raises; the caller then ends the process rather than run anything unconfined.
+The zygote takes some of them once (it becomes an ordinary user, it hides from its peers). `confine` runs in every
+freshly forked child before the child looks at the program's text: resource limits, death together with the parent, no
+new privileges, and the system-call filter that the host compiled. A step that fails raises an error, and the caller
+then ends the process: nothing ever runs unconfined.
 """
 
 import ctypes
@@ -17,10 +18,10 @@ _LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Program(ctypes.Structure):
+class _Filter(ctypes.Structure):
     """The kernel's `struct sock_fprog`."""
 
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
 def _prctl(option: int, *arguments: object) -> None:
@@ -30,7 +31,7 @@ def _prctl(option: int, *arguments: object) -> None:
 
 
 def hide_from_peers() -> None:
-    """Makes this process and its future children closed to ptrace and /proc/PID/mem of equal users."""
+    """Closes this process and its future children to ptrace and /proc/PID/mem of processes of the same user."""
     if _LINUX:
         _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
@@ -42,13 +43,14 @@ def die_with_parent() -> None:
 
 
 def drop_root(own_uid: int) -> bool:
-    """Makes a root process an ordinary user's, for good; does nothing to others.
+    """Turns a process of root into one of an ordinary user, for good; does nothing for other users.
 
     Args:
-        own_uid: a user id that nobody else on the machine has; where it cannot be had (in some containers), nobody's.
+        own_uid: a user id that nobody else on the machine has. Some containers do not allow it; the process then
+            becomes user 65534 ("nobody").
 
     Returns:
-        Whether the process now is the user `own_uid`, so that its processes can be counted.
+        Whether the process now is the user `own_uid`, so that the kernel can count its processes.
     """
     if not hasattr(os, "setresuid") or os.geteuid() != 0:
         return False
@@ -64,11 +66,11 @@ def drop_root(own_uid: int) -> bool:
 
 
 def processes_on_machine() -> int:
-    """Processes and threads of everybody, at least as many as those of this process's user."""
+    """How many processes and threads all users have: an upper bound for those of this process's user."""
     words = (ctypes.c_ulong * 64)()
     if not _LINUX or _libc.sysinfo(ctypes.byref(words)) != 0:
         return 1 << 16
-    return words[10] & 0xFFFF  # after uptime, three loads and six sizes
+    return words[10] & 0xFFFF  # `procs` in `struct sysinfo`, after the uptime, three loads and six sizes
 
 
 def memory_in_use() -> tuple[int, int] | None:
@@ -78,42 +80,34 @@ def memory_in_use() -> tuple[int, int] | None:
             fields = dict(line.split(":", 1) for line in file)
     except OSError:
         return None
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmSize", "VmData"))
+    space, private = (int(fields[name].split()[0]) * 1024 for name in ("VmSize", "VmData"))
+    return space, private
 
 
 def confine(
-    parent: int, program: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None, processes: int
+    parent: int, filter_code: bytes, cpu_s: float, memory: int, in_use: tuple[int, int] | None, processes: int
 ) -> None:
-    """Limits the calling process and installs the filter; there is no way back.
+    """Limits the calling process and installs the filter; neither can be undone.
 
     Args:
-        parent: process id of the zygote; if it has died meanwhile, the process ends here.
-        program: the compiled filter, an array of `struct sock_filter`; empty: none (tier D).
-        cpu_s: CPU seconds; the kernel counts whole seconds, so this is the backstop of the zygote's own clock.
-        memory: bytes on top of `in_use`. An absolute limit would lie below what the libraries already occupy.
-        in_use: what `memory_in_use` said in the zygote.
-        processes: how many processes and threads the user may have; threads that share a stack take no memory that
-            the other limits would count.
+        parent: process id of the zygote. If the zygote has died meanwhile, the process ends here.
+        filter_code: the compiled filter, an array of `struct sock_filter`; empty for none (tier D).
+        cpu_s: CPU seconds. The kernel counts whole seconds, so this only backs up the zygote's own clock.
+        memory: bytes on top of `in_use`. An absolute limit could lie below what the libraries already occupy.
+        in_use: what `memory_in_use` returned in the zygote.
+        processes: how many processes and threads the user may have. Threads need a limit of their own, because those
+            that share a stack take no memory that another limit would count.
 
     Raises:
-        OSError: a limit or the filter was refused.
+        OSError: the kernel refused a limit or the filter.
     """
     die_with_parent()
     if os.getppid() != parent:
         os._exit(0)
-    whole = int(cpu_s) + 1
-    limits = {
-        "CPU": whole,
-        "FSIZE": 0,
-        "CORE": 0,
-        "NOFILE": 64,
-        "STACK": 8 << 20,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-        "NPROC": processes,
-    }
+    limits = {"CPU": int(cpu_s) + 1, "NOFILE": 64, "NPROC": processes, "STACK": 8 << 20}
+    limits |= dict.fromkeys(("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE"), 0)
     if in_use is not None:
-        # both: DATA leaves shared anonymous maps free, AS alone counts too much of what is never touched
+        # Both are needed: DATA does not count shared anonymous mappings, and AS counts much that is never touched.
         limits["AS"], limits["DATA"] = (held + memory for held in in_use)
     for name, value in limits.items():
         which = getattr(resource, f"RLIMIT_{name}", None)
@@ -121,8 +115,8 @@ def confine(
             hard = resource.getrlimit(which)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(which, (value, value))
-    if program:
+    if filter_code:
         _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
-        buffer = ctypes.create_string_buffer(program, len(program))
-        filter_ = _Program(len(program) // 8, ctypes.addressof(buffer))
-        _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_))
+        buffer = ctypes.create_string_buffer(filter_code, len(filter_code))
+        loaded = _Filter(len(filter_code) // 8, ctypes.addressof(buffer))
+        _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(loaded))

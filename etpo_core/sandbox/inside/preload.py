@@ -1,9 +1,9 @@
-"""Imports and warms everything that a snippet may need, before the doors close.
+"""Imports and warms up everything that a program may need, before the walls go up.
 
-A child cannot open files, so what is not loaded here cannot be imported there. A few small models are fitted as well:
-the first call of a function costs several times what later ones do, and every child would pay it again. This is only
-safe because the libraries use one thread: a process that has run parallel OpenMP loops leaves its forked children
-hanging in their first one.
+A child process cannot open files, so a module that is not loaded here cannot be imported there. A few small models are
+fitted as well: the first call of a function costs several times as much as later calls, and every child would have to
+pay for it again. Fitting in the zygote is safe only because the libraries use one thread: once a process has run a
+parallel OpenMP loop, the children that it forks hang in their first one.
 """
 
 import importlib
@@ -11,10 +11,10 @@ import os
 import pkgutil
 import sys
 import time
+from contextlib import suppress
 
-# these start threads, or are large, and sklearn does without them; those named by the user are let in
+# These start threads or are large, and scikit-learn works without them. Those that the user names are let in.
 _KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython", "pandas"}
-_WHOLE = ("sklearn",)
 _PACKAGES = (
     "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial numpy.ma numpy.ctypeslib numpy.exceptions "
     "numpy.rec numpy.char numpy.testing numpy.typing "
@@ -37,24 +37,27 @@ _STANDARD = (
 
 
 class Gate:
-    """A first import finder that says no, in the words that `except ImportError` understands."""
+    """The first import finder: refuses modules with the error that a missing module raises."""
 
     def __init__(self, names: set[str] | None) -> None:
-        """Refuses the named top-level packages; with None, everything that is not built into the interpreter."""
+        """Refuses the named top-level packages, or with None every module that is not built into the interpreter."""
         self._names = names
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Raises ModuleNotFoundError for what is refused, and leaves the rest to the next finder."""
-        top = name.partition(".")[0]
-        if top in self._names if self._names is not None else name not in sys.builtin_module_names:
+        """Raises ModuleNotFoundError for a refused module and leaves all others to the next finder."""
+        if self._names is None:
+            refused = name not in sys.builtin_module_names
+        else:
+            refused = name.partition(".")[0] in self._names
+        if refused:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def preload(extra: list[str]) -> None:
-    """Imports everything and the modules named in `extra`; takes one to three seconds, once a worker.
+    """Imports the usual modules and those named in `extra`; takes one to three seconds, once for each worker.
 
     Raises:
-        SystemExit: a module of `extra` cannot be imported, or starts threads; the message says so in one line.
+        SystemExit: a module of `extra` cannot be imported or starts threads; the message says so in one line.
     """
     gate = Gate(_KEPT_OUT - {name.partition(".")[0] for name in extra})
     sys.meta_path.insert(0, gate)
@@ -62,15 +65,11 @@ def preload(extra: list[str]) -> None:
         importlib.import_module(name)
     for name in extra:
         _load(name)
-    for root in _WHOLE:
-        package = importlib.import_module(root)
-        for module in pkgutil.walk_packages(package.__path__, f"{root}.", onerror=lambda name: None):
-            parts = module.name.split(".")
-            if not {"tests", "externals", "conftest", "_build_utils"} & set(parts):
-                try:
-                    importlib.import_module(module.name)
-                except ImportError:
-                    pass  # needs something that is absent
+    package = importlib.import_module("sklearn")
+    for module in pkgutil.walk_packages(package.__path__, "sklearn.", onerror=lambda name: None):
+        if not {"tests", "externals", "conftest", "_build_utils"} & set(module.name.split(".")):
+            with suppress(ImportError):  # it may need a package that is not installed
+                importlib.import_module(module.name)
     sys.meta_path.remove(gate)
     _fill_caches()
     _fit_once()
@@ -87,7 +86,7 @@ def _load(name: str) -> None:
 
 
 def _fill_caches() -> None:
-    """Fills the caches that would otherwise be filled from files."""
+    """Has the libraries read those files now that they would read, and remember, at their first use."""
     from joblib import cpu_count
     from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
     from sklearn.utils.parallel import _get_threadpool_controller
@@ -101,7 +100,7 @@ def _fill_caches() -> None:
 
 
 def _fit_once() -> None:
-    """Runs the usual code paths until the interpreter has specialised them (eight calls)."""
+    """Runs common models eight times, after which the interpreter has specialised their code."""
     import numpy as np
     from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
