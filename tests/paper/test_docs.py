@@ -1,7 +1,7 @@
 """The documentation keeps its promises: links lead somewhere, names exist, and the example of a new method learns.
 
 The pages follow one convention. A link whose text is a name in backquotes and whose target is a Python file says that
-the file defines that name: [`token_targets`](etpo_core/bellman.py), or with a class, [`World.backup`](...). So a function
+the file defines that name: [`token_targets`](etpo_core/bellman.py), or in a class, [`World.backup`](...). So a function
 that moves takes its links with it, or a test fails. Line numbers are not used, because they go stale unnoticed.
 """
 
