@@ -6,7 +6,6 @@ that moves takes its links with it, or a test fails. Line numbers are not used, 
 """
 
 import ast
-import importlib
 import json
 import re
 import subprocess
@@ -190,12 +189,13 @@ def batch_relative():
 
 
 def test_the_example_of_a_method_finds_the_best_policy_where_an_action_is_the_whole_episode(batch_relative):
-    learning = importlib.import_module("etpo_paper.tabular.learning")
-    worlds = importlib.import_module("etpo_paper.tabular.worlds")
+    from etpo_paper.tabular.learning import learn
+    from etpo_paper.tabular.worlds import random_world
+
     settings = {"beta": 0.3, "clip": 0.2, "epochs": 2, "policy_lr": 0.03, "reflect": True}
-    one_state = worlds.random_world(1, states=1, done_share=1.0)
+    one_state = random_world(1, states=1, done_share=1.0)
     run = {"count": 16, "steps": 4, "seed": 1, "beta": 0.3}
-    regret = learning.learn(batch_relative(**settings), one_state, updates=60, gamma=0.0, **run)
+    regret = learn(batch_relative(**settings), one_state, updates=60, gamma=0.0, **run)
     assert regret[0] == pytest.approx(0.395, abs=1e-3) and regret[-1] < 0.0025  # as the page says
-    regret = learning.learn(batch_relative(**settings), worlds.random_world(1), updates=40, gamma=0.9, **run)
+    regret = learn(batch_relative(**settings), random_world(1), updates=40, gamma=0.9, **run)
     assert regret[0] == pytest.approx(3.24, abs=0.01) and regret[-1] == pytest.approx(1.9, abs=0.1)
