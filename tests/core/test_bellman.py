@@ -144,7 +144,7 @@ class TestTokensTaken:
 
     def test_small_integer_types_and_half_precision(self):
         logits = torch.zeros(2, 4, dtype=torch.bfloat16)
-        log_prob = bellman.token_log_prob(logits, torch.tensor([3, 0], dtype=torch.int32))
+        log_prob = bellman.token_log_prob(logits, torch.tensor([3, 0], dtype=torch.int16))
         assert log_prob.dtype == torch.float32
         torch.testing.assert_close(log_prob, torch.full((2,), -2 * LN2))
 
