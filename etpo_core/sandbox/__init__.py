@@ -7,5 +7,6 @@ what is not guaranteed. The package stands alone: arrays and source code in, out
 
 from etpo_core.sandbox.outcome import Limits, Outcome, Status, Tier
 from etpo_core.sandbox.pool import SandboxPool
+from etpo_core.sandbox.text import clean_message
 
-__all__ = ["Limits", "Outcome", "SandboxPool", "Status", "Tier"]
+__all__ = ["Limits", "Outcome", "SandboxPool", "Status", "Tier", "clean_message"]
