@@ -1,1 +1,1 @@
-"""The fourteen data sets as tables (`tasks`) and the texts that perplexity is measured on (`corpora`)."""
+"""Data: the fourteen tables that the agent writes classifiers for (`tasks`), and texts for perplexity (`corpora`)."""

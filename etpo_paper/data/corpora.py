@@ -1,47 +1,43 @@
-"""Texts on which perplexity is measured: what the paper asks for, and what stands in for it offline.
+"""The texts on which perplexity is measured: the corpora that the paper names, and what replaces them offline.
 
-The paper asks whether training on code generation costs the model its general language ability, and measures
-perplexity on three kinds of text: code from GitHub, encyclopedia articles (WikiText) and arXiv papers in
-LaTeX. Each entry of `CORPORA` names two sources of one kind. `source="hub"` reads the corpus itself from the
-Hugging Face hub. `source="packaged"` needs only pip and is a declared stand-in: the source code of the
-installed package networkx, the Wikipedia articles that ship in the test data of the package gensim, and the
-LaTeX of three papers that lie in `data/corpora_embedded`. Whichever it was is written beside the text, in
-`data/corpora/{scale}/{name}.json`, and travels from there into every table: `stand_in` is the sentence that says so,
-or null for the corpus itself.
+The paper asks whether training on code costs the model its general ability with language, and measures perplexity on
+three kinds of text: code from GitHub, encyclopedia articles (WikiText) and arXiv papers in LaTeX. Each entry of
+`CORPORA` has two sources. The source "hub" reads the corpus itself from the Hugging Face hub. The source "packaged"
+needs no network and is a declared stand-in: the source code of the installed package networkx, and the Wikipedia
+articles and LaTeX papers in `data/corpora_embedded`. `build_corpus` writes the text to
+`data/corpora/{scale}/{name}.txt` and a card beside it, which says where the text comes from. Its field `stand_in` is
+the sentence that every table shows for a stand-in, and null for the corpus itself.
 """
 
-import bz2
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from etpo_core.errors import UserError, unknown
 from etpo_paper.base import paths
-from etpo_paper.base.wheels import fetch_wheel
-from etpo_paper.data.wikitext import clean_wikitext, read_dump
 
 SOURCES = ("packaged", "hub")
-VENDORED = paths.DATA / "corpora_embedded"
+EMBEDDED = paths.DATA / "corpora_embedded"
 
 
 @dataclass(frozen=True)
 class HubText:
-    """One file of a data set on the Hugging Face hub (a parquet or a .jsonl file).
+    """One file of a data set on the Hugging Face hub.
 
     Attributes:
         repo: name of the data set.
-        file: the file inside it.
-        column: the column, or JSON key, that holds the text.
-        licence: as the data set states it.
-        revision: commit that is read.
-        path_ending: only rows whose column `path` ends so are read; None reads all.
-        separator: what stands between two rows.
+        file: the file in it, a .parquet or a .jsonl file.
+        column: the column, or key of the JSON objects, that holds the text.
+        licence: the licence as the data set states it.
+        revision: the commit that is read.
+        path_ending: only rows whose column `path` has this ending are read; None reads all rows.
+        separator: the text between two rows.
     """
 
     repo: str
@@ -54,27 +50,46 @@ class HubText:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """A kind of text, the corpus itself (`hub`) and its offline stand-in (`packaged`).
+class StandIn:
+    """A text that needs no network and is used in place of a corpus.
 
     Attributes:
-        title: name for readers.
-        hub: where the corpus lies.
-        packaged: function that yields the stand-in as (name, text) documents.
-        stand_in: the sentence that says what the stand-in is and what it stands for.
-        licence: licence of the stand-in.
+        sentence: what the text is and what it stands for.
+        licence: its licence.
+        read: returns a phrase that names the source, and the documents.
+    """
+
+    sentence: str
+    licence: str
+    read: Callable[[], tuple[str, Iterable[str]]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A kind of text with its two sources.
+
+    Attributes:
+        title: its name in figures and tables.
+        hub: the corpus itself.
+        packaged: its stand-in.
     """
 
     title: str
     hub: HubText
-    packaged: Callable[[], Iterator[tuple[str, str]]]
-    stand_in: str
-    licence: str
+    packaged: StandIn
 
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus as it lies on disk."""
+    """A corpus as it was read from disk.
+
+    Attributes:
+        name: github, wikitext or arxiv.
+        text: the text.
+        source: where it comes from.
+        stand_in: the sentence of a stand-in, None for the corpus itself.
+        sha256: of the text in UTF-8.
+    """
 
     name: str
     text: str
@@ -83,13 +98,18 @@ class Text:
     sha256: str
 
 
-# the offline stand-ins
+# ------------------------------------------------------------------------------------------------ the stand-ins
 
-GENSIM = "gensim==4.4.0"
-GENSIM_WHEEL = "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"
-GENSIM_SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
-ARTICLES = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-
+# File in data/corpora_embedded -> SHA-256. The order is that of the corpus.
+ARTICLES = {
+    "wikipedia/animal_farm.txt": "6456fdbae978f073ab50c1b80cbde6e746da32c0d6fe21c2935095eec6efedec",
+    "wikipedia/algae.txt": "fc7b69d9b733853ce0e38f21e35b4bb8d1088faaedaae4ce7d9f81e752ff9ffc",
+    "wikipedia/amateur_astronomy.txt": "a7d9b79e8d30ed8e3c3080eebee082eb6f5fb2ab6b4628c02842a4c1db8249f1",
+    "wikipedia/america_the_beautiful.txt": "a413c976497eeceb20fa9491467c948d30bfda9d2af228bcb0a33023f8008561",
+    "wikipedia/anthropology.txt": "7ef3260cc271160fa2096be1ba7586f4ea917aa7240c44da43c73586423c6c56",
+    "wikipedia/andre_agassi.txt": "64ddfd8bb5a5aa313cd70483eba40ff8a09d62a67953524e9f8fa6f6bdd3076a",
+    "wikipedia/alabama.txt": "6b020d193bb6bea2915b6ed1d9b6e96c3abcf9265893d8612b23708a4731ebdf",
+}
 PAPERS = {
     "celerite.tex": "eaf260ec5d9ca7aea94c6471218a8e8f68750f122dde00567ee18556aa2caebf",
     "emcee.tex": "59b74396735688662fb6b5926ed577f5d7e2347d5ab7beceb54521663c1abd1d",
@@ -97,33 +117,41 @@ PAPERS = {
 }
 
 
-def _package_code() -> Iterator[tuple[str, str]]:
-    """The modules of networkx without its tests (not scikit-learn: the agent is trained to write that)."""
+def networkx_modules() -> list[Path]:
+    """The modules of the installed networkx without its tests, in the order in which they are read.
+
+    networkx is used because the agent is trained to write scikit-learn code, which therefore cannot measure its
+    general ability. The order is that of the hashed names: it is the same everywhere, and a text that is cut draws on
+    the whole package rather than on the beginning of the alphabet.
+    """
     spec = importlib.util.find_spec("networkx")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or spec.origin is None:
         raise UserError("package networkx is not installed; it is the offline code corpus: pip install networkx")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    files = [path for path in root.rglob("*.py") if "tests" not in path.parts]
-    for path in _scattered(files, key=lambda path: path.relative_to(root).as_posix()):
-        yield path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+    root = Path(spec.origin).parent
+    modules = [path for path in root.rglob("*.py") if "tests" not in path.parts]
+    return sorted(modules, key=lambda path: _sha256(path.relative_to(root).as_posix().encode("utf-8")))
 
 
-def _articles() -> Iterator[tuple[str, str]]:
-    """The Wikipedia articles in gensim's test data, without markup."""
-    with zipfile.ZipFile(fetch_wheel(GENSIM, GENSIM_WHEEL, GENSIM_SHA256)) as wheel:
-        dump = bz2.decompress(wheel.read(ARTICLES))
-    pages = [page for page in read_dump(dump) if not page[1].lstrip().lower().startswith("#redirect")]
-    for title, markup in _scattered(pages, key=lambda page: page[0]):
-        yield title, f"= {title} =\n\n{clean_wikitext(markup)}"
+def _read_networkx() -> tuple[str, Iterator[str]]:
+    documents = (path.read_text(encoding="utf-8") for path in networkx_modules())
+    return f"networkx {importlib.metadata.version('networkx')}, installed package", documents
 
 
-def _papers() -> Iterator[tuple[str, str]]:
-    """The three LaTeX papers that ship with the project."""
-    for name, sha256 in PAPERS.items():
-        path = VENDORED / name
+def _read_articles() -> tuple[str, Iterator[str]]:
+    dump = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    return f"gensim 4.4.0, wheel, {dump}", _embedded(ARTICLES)
+
+
+def _read_papers() -> tuple[str, Iterator[str]]:
+    return "data/corpora_embedded: celerite 0.4.3, emcee 3.1.6, george 0.4.4", _embedded(PAPERS)
+
+
+def _embedded(files: Mapping[str, str]) -> Iterator[str]:
+    for name, sha256 in files.items():
+        path = EMBEDDED / name
         if not path.is_file() or _sha256(path.read_bytes()) != sha256:
             raise UserError(f"{path} is missing or was changed; restore it: git checkout -- {path}")
-        yield name, path.read_text(encoding="utf-8")
+        yield path.read_bytes().decode("utf-8")
 
 
 CORPORA = {
@@ -136,11 +164,13 @@ CORPORA = {
             "various open-source licences, by repository",
             path_ending=".py",
         ),
-        _package_code,
-        "source code of the Python package networkx, in place of code from all of GitHub",
-        "BSD-3-Clause",
+        StandIn(
+            "source code of the Python package networkx, in place of code from all of GitHub",
+            "BSD-3-Clause",
+            _read_networkx,
+        ),
     ),
-    # WikiText-2 and WikiText-103 share one test split; this is it, untokenised.
+    # WikiText-2 and WikiText-103 share one test split. This is that split, before tokenisation.
     "wikitext": Corpus(
         "WikiText",
         HubText(
@@ -151,9 +181,11 @@ CORPORA = {
             revision="b08601e04326c79dfdd32d625aee71d232d685c3",
             separator="",
         ),
-        _articles,
-        "Wikipedia articles of 2016 from the test data of the package gensim, in place of WikiText",
-        "CC BY-SA 3.0 and GFDL",
+        StandIn(
+            "Wikipedia articles of 2016 from the test data of the package gensim, in place of WikiText",
+            "CC BY-SA 3.0 and GFDL",
+            _read_articles,
+        ),
     ),
     "arxiv": Corpus(
         "arXiv LaTeX",
@@ -164,48 +196,53 @@ CORPORA = {
             "by paper, see arXiv",
             revision="776f0cf8399524b53d817f4613cc75c6cd9c5a3b",
         ),
-        _papers,
-        "LaTeX sources of three astronomy papers, in place of papers from all of arXiv",
-        "MIT",
+        StandIn(
+            "LaTeX sources of three astronomy papers, in place of papers from all of arXiv",
+            "MIT",
+            _read_papers,
+        ),
     ),
 }
 
 
-# building and reading
+# ------------------------------------------------------------------------------------------ writing and reading
 
 
-def build_corpus(name: str, source: str, characters: int, scale: str) -> dict:
+def build_corpus(name: str, source: str, characters: int, scale: str) -> dict[str, Any]:
     """Writes `data/corpora/{scale}/{name}.txt` and `{name}.json`; the same inputs give the same bytes.
 
     Args:
         name: github, wikitext or arxiv.
         source: "packaged" for the offline stand-in, "hub" for the corpus itself.
-        characters: the text is cut after so many; a source that has fewer gives what it has.
-        scale: whose folder it goes to; scales may differ in source and length.
+        characters: the length at which the text is cut; a shorter source is written whole.
+        scale: names the folder, because scales may differ in source and length.
 
     Returns:
-        The content of the .json file: name, title, source, licence, stand_in, sha256 of the text, characters,
-        documents (how many the text draws on).
+        The content of the .json file: name, title, source, licence, stand_in, sha256 of the text, characters, and
+        the number of documents that the text draws on.
 
     Raises:
-        UserError: for an unknown name or source, or when a source cannot be reached or was altered.
+        UserError: the name or source is unknown, or the source cannot be reached or was altered.
     """
     corpus = _corpus(name)
     if source not in SOURCES:
         raise unknown("corpus source", source, SOURCES)
+    documents: Iterable[str]
     if source == "hub":
-        documents, separator = hub_documents(corpus.hub), corpus.hub.separator
+        origin, documents = f"{corpus.hub.repo}: {corpus.hub.file}", hub_documents(corpus.hub)
+        separator, licence, stand_in = corpus.hub.separator, corpus.hub.licence, None
     else:
-        documents, separator = (text for _, text in corpus.packaged()), "\n\n"
+        origin, documents = corpus.packaged.read()
+        separator, licence, stand_in = "\n\n", corpus.packaged.licence, corpus.packaged.sentence
     text, used = _join(documents, separator, characters)
     if not text:
         raise UserError(f"corpus {name}: its source gave no text; delete {paths.DOWNLOADS} and try again")
     card = {
         "name": name,
         "title": corpus.title,
-        "source": f"{corpus.hub.repo}: {corpus.hub.file}" if source == "hub" else _packaged_source(name),
-        "licence": corpus.hub.licence if source == "hub" else corpus.licence,
-        "stand_in": None if source == "hub" else corpus.stand_in,
+        "source": origin,
+        "licence": licence,
+        "stand_in": stand_in,
         "sha256": _sha256(text.encode("utf-8")),
         "characters": len(text),
         "documents": used,
@@ -221,7 +258,7 @@ def load_corpus(name: str, scale: str) -> Text:
     """Reads a corpus that `build_corpus` wrote for a scale.
 
     Raises:
-        UserError: for an unknown name, and when the files are missing or do not belong together.
+        UserError: the name is unknown, or the files are missing or do not belong together.
     """
     _corpus(name)
     text_path, card_path = (paths.CORPORA / scale / f"{name}.{end}" for end in ("txt", "json"))
@@ -243,22 +280,10 @@ def _corpus(name: str) -> Corpus:
     return CORPORA[name]
 
 
-def _packaged_source(name: str) -> str:
-    if name == "github":
-        return f"networkx {importlib.metadata.version('networkx')}, installed package"
-    if name == "wikitext":
-        return f"gensim {GENSIM.split('==')[1]}, wheel, {Path(ARTICLES).name}"
-    return "data/corpora_embedded: celerite 0.4.3, emcee 3.1.6, george 0.4.4"
-
-
-def _scattered(items: Iterable, key: Callable[[object], str]) -> list:
-    """Items in the order of the hash of their names: the same everywhere, and no alphabetical cluster."""
-    return sorted(items, key=lambda item: _sha256(key(item).encode("utf-8")))
-
-
 def _join(documents: Iterable[str], separator: str, characters: int) -> tuple[str, int]:
-    """The first `characters` of the documents put together, and how many documents they touch."""
-    parts, length = [], 0
+    """Returns the first `characters` of the joined documents, and how many documents they touch."""
+    parts: list[str] = []
+    length = 0
     for document in documents:
         if parts:
             length += len(separator)
@@ -274,25 +299,25 @@ def _sha256(data: bytes) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and with the same line ends on every system."""
+    """Writes a file whole or not at all, with the same line ends on every system."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(text.encode("utf-8"))
     partial.replace(path)
 
 
-# The hub
+# ------------------------------------------------------------------------------------------------------ the hub
 
 
 def hub_documents(spec: HubText) -> Iterator[str]:
-    """Yields the rows of a file on the Hugging Face hub; `HF_ENDPOINT` names another hub.
+    """Yields the rows of a file on the Hugging Face hub. The environment variable `HF_ENDPOINT` names another hub.
 
     Raises:
-        UserError: when the hub cannot be reached, refuses, or sends something else than the file.
+        UserError: the hub cannot be reached, refuses, or sends something else than the file.
     """
     path = _hub_file(spec)
     try:
         yield from _parquet_rows(path, spec) if spec.file.endswith(".parquet") else _json_rows(path, spec)
-    except (ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or KeyErrors
+    except (ValueError, KeyError) as error:  # the errors of pyarrow are ValueErrors or KeyErrors
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{spec.repo}: {spec.file} is not the expected file ({reason}); delete {path}") from None
 
@@ -300,16 +325,17 @@ def hub_documents(spec: HubText) -> Iterator[str]:
 def _hub_file(spec: HubText) -> Path:
     import huggingface_hub as hub
 
-    place = {"repo_id": spec.repo, "filename": spec.file, "repo_type": "dataset", "revision": spec.revision}
     cache, endpoint = paths.DOWNLOADS / "hub", os.environ.get("HF_ENDPOINT")
+    place = {"repo_id": spec.repo, "filename": spec.file, "repo_type": "dataset", "revision": spec.revision}
+    download: dict[str, Any] = {**place, "cache_dir": cache, "endpoint": endpoint}
     try:
         cached = hub.try_to_load_from_cache(**place, cache_dir=cache)
         if isinstance(cached, str):
             return Path(cached)
-        # Asked first, and once: the download itself would try an unreachable hub for half a minute.
+        # The download would try an unreachable hub for half a minute, so one request asks first.
         hub.get_hf_file_metadata(hub.hf_hub_url(**place, endpoint=endpoint), timeout=10)
-        return Path(hub.hf_hub_download(**place, cache_dir=cache, endpoint=endpoint))
-    except Exception as error:  # the client's HTTP library, and with it the types of its errors, has changed twice
+        return Path(hub.hf_hub_download(**download))
+    except Exception as error:  # the client has changed its HTTP library, and so the types of its errors, twice
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
             f"cannot read data set {spec.repo} from the Hugging Face hub ({reason}); check the network and "

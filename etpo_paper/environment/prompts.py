@@ -1,10 +1,11 @@
-"""What the agent reads and what becomes of its answer.
+"""States and actions as text: what the agent reads, and the program that is made of its answer.
 
-A state of the text MDP is a `Prompt`: a Python file that breaks off where the body of `build_model` should stand
-(`prefix`) and the line that follows the body (`suffix`). The agent's action is that body and nothing else, so the
-same action works for a model that continues text and for one that fills in the middle. `program` puts prefix-less
-code together again for the executor; `reflection_prompt` shows a failed body and its error and asks for a second one.
-It begins with the whole task prompt: what all states of a task begin with, the networks compute once.
+A state of the text MDP is a `Prompt`: the beginning of a Python file, up to where the body of `build_model` should
+stand (`prefix`), and the line that follows the body (`suffix`). The action is the body and nothing else, so the same
+action works for a model that continues text and for one that fills in the middle. `task_prompt` is the first state of
+an episode. `reflection_prompt` is the state after a failure: it shows the failed body with its error and asks for a
+second version. It begins with the whole task prompt, so that the networks compute the common beginning of all states of
+a task only once. `program` makes the program that the executor runs.
 """
 
 import re
@@ -17,7 +18,7 @@ MAX_ERROR_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Prompt:
-    """A state: the text before the action and the text after it."""
+    """A state: the text before the action (`prefix`) and the text after it (`suffix`)."""
 
     prefix: str
     suffix: str = SUFFIX
@@ -25,14 +26,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Action:
-    """An answer to a prompt.
+    """The agent's answer to a prompt.
 
     Attributes:
         body: text of the body of `build_model`.
-        token_count: tokens it took.
-        tokens: the token ids as sampled, end token included; empty for a model behind an endpoint.
-        log_probs: log-probability of each under the distribution it was drawn from; empty likewise.
-        finished: False when it was cut off at the length limit.
+        token_count: number of tokens of the answer.
+        tokens: the sampled token ids, including the end token; empty for a model behind an endpoint.
+        log_probs: log mu of each token, where mu is the distribution it was drawn from; empty likewise.
+        finished: False if the answer reached the length limit before its end token.
     """
 
     body: str
@@ -48,7 +49,7 @@ def task_prompt(description: str, features: int, rows: int) -> Prompt:
     Args:
         description: short name of the data set, e.g. "Balance Scale".
         features: number of columns of x_train.
-        rows: number of rows of x_train (half of the task's rows).
+        rows: number of rows of x_train, which is half the rows of the task.
     """
     return Prompt(
         f'"""Classification with a {description} dataset."""\n\nimport numpy as np\n\n\n'
@@ -59,14 +60,15 @@ def task_prompt(description: str, features: int, rows: int) -> Prompt:
 
 
 def reflection_prompt(description: str, features: int, rows: int, body: str, error: str) -> Prompt:
-    """The state after a failure: the failed function, its error, and the head of a second try.
+    """The state after a failure: the failed function, its error, and the head of a second version.
 
     Args:
-        description: as in `task_prompt`.
-        features: as in `task_prompt`.
-        rows: as in `task_prompt`.
+        description: see `task_prompt`.
+        features: see `task_prompt`.
+        rows: see `task_prompt`.
         body: the action that failed.
-        error: what the executor says of it, e.g. "NameError: name 'X' is not defined (line 3)".
+        error: the executor's error text, e.g. "NameError: name 'X' is not defined (line 3)". It is put on one line
+            and cut after 200 characters.
     """
     message = re.sub(r"\s+", " ", error).strip()[:MAX_ERROR_CHARACTERS]
     return Prompt(
@@ -80,5 +82,5 @@ def reflection_prompt(description: str, features: int, rows: int, body: str, err
 
 
 def program(body: str) -> str:
-    """The source that is executed for an action: `build_model` with the action as its body."""
+    """The program that the executor runs for an action: `build_model` with the action as its body."""
     return "import numpy as np\n\n\n" + SIGNATURE + body.rstrip("\n") + "\n" + SUFFIX

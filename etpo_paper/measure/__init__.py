@@ -1,1 +1,1 @@
-"""What is measured once the runs are done: held-out scores, perplexity, and the agreement of gradients."""
+"""Measurements on finished runs: held-out scores, perplexity, and how well small batches estimate gradients."""

@@ -1,13 +1,14 @@
-"""Scores the best code of every run on splits that never gave a reward.
+"""Scores the best code of each run on splits that never gave a reward.
 
-A run's reward is the mean ROC AUC over five fixed splits, and the paper reports the *maximum* of it over
-all steps of training: the best of many tries on the very splits that chose it, which flatters. Here the
-best program of each finished run is fitted and scored once more on other 50/50 splits of the same table
-(`evaluation.held_out_seeds`), and both numbers stand side by side in `evaluations/{scale}/held_out.csv`. A program
-that ran on the five splits may still fail on one of the others, by running out of time for one; the score is the mean
-over those it ran on, and how many it did not is told beside it.
-Scores are kept by content - program, data, splits, limits - so that a run that has not changed is not
-scored again.
+The reward of a run is the mean ROC AUC over five fixed splits, and the paper reports its *maximum* over all steps of
+training. That is the best of many tries on the very splits that selected it, so it is too optimistic. Here the best
+program of each finished run is fitted and scored once more on other 50/50 splits of the same table
+(`evaluation.held_out_seeds`), and `evaluations/{scale}/held_out.csv` shows both numbers side by side. A program that
+ran on the five splits may still fail on another one, for example because it exceeds a time limit there. The held-out
+score is the mean over the splits on which the program ran, and the number of splits on which it failed stands beside
+it.
+
+The scores are cached by content (program, data, splits, limits), so a run that has not changed is not scored again.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.report import results
 
-FAILED = -1.0  # of a program that fails on a held-out split: what the environment gives for a failure
-# Scores by content; not a result, so it may be deleted at any time.
+FAILED = -1.0  # score of a program that fails on every held-out split, equal to the environment's reward for a failure
+# Scores by content. They are no result and may be deleted at any time.
 CACHE = paths.ROOT / "build" / "held_out"
 
 Score = Callable[[str, Sequence[str]], list[list[float | None]]]
@@ -36,48 +37,49 @@ def evaluate(
     content: Callable[[str], str],
     failure_reward: float = FAILED,
 ) -> pd.DataFrame:
-    """Held-out scores of all finished runs of a scale.
+    """Computes the held-out scores of all finished runs of a scale.
 
     Args:
-        scale: whose results to read.
+        scale: the scale whose results are read.
         split_seeds: seeds of the held-out splits.
-        score: maps a task's name and programs to the scores of each on every split, None where it fails.
-        content: maps a task's name to a digest of all that decides a score besides program and splits.
-        failure_reward: the reward of code that fails; a run that never got beyond it has no best code.
+        score: maps the name of a task and programs to the score of each program on each split, None where it fails.
+        content: maps the name of a task to a digest of everything but the program and the splits that affects a score.
+        failure_reward: the reward of code that fails. A run that never earned more has no best code.
 
     Returns:
-        Columns `results.HELD_OUT_COLUMNS`, a row a finished run, sorted by method, task and seed; `splits` is the
-        number of splits that the program ran on, `splits_failed` that of the others; both are 0 where no code ever
-        ran. The score is `failure_reward` where `splits` is 0.
+        A row for each finished run with the columns `results.HELD_OUT_COLUMNS`, sorted by method, task and seed.
+        `splits` counts the splits on which the program ran and `splits_failed` the others; both are 0 if no program of
+        the run ever ran. The score is `failure_reward` where `splits` is 0.
+
+    Raises:
+        UserError: the best code of a run is missing.
     """
     cards = results.load_cards(scale)
     cards = cards[cards["status"] == "finished"]
     steps = results.load_steps(scale)
     best_rewards = steps.groupby(results.KEYS)["reward"].max()
     rows = []
-    for task, runs in cards.groupby("task", sort=True):
-        programs = {}
-        for run in runs.itertuples():
-            path = Path(run.folder) / "best_code.py"
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
-            reward = float(best_rewards.get((run.method, task, run.seed), failure_reward))
-            programs[run.Index] = text if text.strip() and reward > failure_reward else None
-            if reward > failure_reward and programs[run.Index] is None:
-                raise UserError(f"{path} is missing although code of this run had a reward; run it again")
-        known = _score_cached(task, sorted({p for p in programs.values() if p}), split_seeds, score, content)
-        for run in runs.itertuples():
-            scores = known[programs[run.Index]] if programs[run.Index] else []
+    for task, group in cards.groupby("task", sort=True):
+        runs = [
+            run | {"best_reward": float(best_rewards.get((run["method"], task, run["seed"]), failure_reward))}
+            for run in group.to_dict("records")
+        ]
+        programs = [_best_code(Path(run["folder"])) if run["best_reward"] > failure_reward else None for run in runs]
+        distinct = sorted({program for program in programs if program is not None})
+        known = _score_cached(str(task), distinct, split_seeds, score, content)
+        for run, program in zip(runs, programs, strict=True):
+            scores = known[program] if program is not None else []
             ran = [value for value in scores if value is not None]
             rows.append(
                 {
-                    "method": run.method,
+                    "method": run["method"],
                     "task": task,
-                    "seed": run.seed,
-                    "best_reward": float(best_rewards.get((run.method, task, run.seed), failure_reward)),
+                    "seed": run["seed"],
+                    "best_reward": run["best_reward"],
                     "held_out_score": sum(ran) / len(ran) if ran else failure_reward,
                     "splits": len(ran),
                     "splits_failed": len(scores) - len(ran),
-                    "stand_in": run.stand_in if isinstance(run.stand_in, str) else "",
+                    "stand_in": run["stand_in"] if isinstance(run["stand_in"], str) else "",
                 }
             )
     frame = pd.DataFrame(rows, columns=results.HELD_OUT_COLUMNS)
@@ -85,11 +87,19 @@ def evaluate(
 
 
 def write(frame: pd.DataFrame, scale: str) -> Path:
-    """Writes the held-out scores of a scale; returns the file."""
+    """Writes the held-out scores of a scale and returns the path of the file."""
     path = paths.EVALUATIONS / scale / "held_out.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
     return path
+
+
+def _best_code(folder: Path) -> str:
+    path = folder / "best_code.py"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not text.strip():
+        raise UserError(f"{path} is missing although code of this run had a reward; run it again")
+    return text
 
 
 def _score_cached(
@@ -99,12 +109,13 @@ def _score_cached(
     score: Score,
     content: Callable[[str], str],
 ) -> dict[str, list[float | None]]:
+    """Maps each program to its scores; only programs that are not in the cache are run."""
     if not programs:
         return {}
     rest = content(task)
     places = {source: CACHE / f"{_key(source, split_seeds, rest)}.json" for source in programs}
-    known = {source: _read(place) for source, place in places.items()}
-    new = [source for source in programs if known[source] is None]
+    known = {source: scores for source, place in places.items() if (scores := _read(place)) is not None}
+    new = [source for source in programs if source not in known]
     if new:
         CACHE.mkdir(parents=True, exist_ok=True)
         for source, values in zip(new, score(task, new), strict=True):
@@ -123,4 +134,4 @@ def _read(place: Path) -> list[float | None] | None:
         stored: Any = json.loads(place.read_text(encoding="utf-8"))
         return [None if value is None else float(value) for value in stored["scores"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, or cut off by an interruption: score again
+        return None  # the file is absent, or was cut short by an interruption

@@ -1,21 +1,21 @@
 """Perplexity of a language model on a long text, in overlapping windows.
 
-Perplexity is exp of the mean negative log-likelihood a token, -1/N Σ_j log p(w^j | w^{<j}) (natural
-logarithm). A model sees at most a window of W tokens at once, so the text is read in windows that begin
-every S tokens (the stride): each one scores only the tokens that the window before it has not reached, with
-at least W - S tokens of context before them. Every scored token has the same weight, whichever window it
-fell into. Where fewer tokens are asked for than the text has, the windows are spread evenly over the text,
-so that one document cannot decide the number. Two perplexities compare only for the same text, tokeniser,
-window and stride.
+Perplexity is the exponential of the mean negative log-likelihood per token, -1/N Σ_j log p(w^j | w^{<j}), with the
+natural logarithm. A model sees at most a window of W tokens at once, so the text is read in windows that begin every S
+tokens (the stride). Each window scores only the tokens that the window before it has not reached, so that each token
+has at least W - S tokens of context, except near the beginning of the text. Every scored token has the same weight. If
+only part of the text is to be scored, the windows are spread evenly over it, so that no single document decides the
+number. Two perplexities can only be compared for the same text, tokenizer, window and stride.
 
-The head of a language model is wide: a float32 matrix of W x |V| logits for |V| = 50,000 and W = 1024 takes
-200 MB, and its softmax as much again. `token_log_likelihood` goes through the vocabulary in chunks with a
-running logsumexp, and always in float32, whatever type the body computes in.
+The output layer of a language model is wide: the float32 logits of W = 1024 tokens over a vocabulary of 50,000 take 200
+MB, and their softmax as much again. `token_log_likelihood` therefore goes through the vocabulary in chunks with a
+running logsumexp. It always computes in float32, whatever the precision of the other layers.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,16 +25,16 @@ from torch import Tensor
 from etpo_core.errors import UserError
 
 LogLikelihood = Callable[[Tensor, int], Tensor]
-"""(tokens int64 [T], first) -> log p of tokens[first:], float32 [T - first]; first is at least 1."""
+"""Maps (tokens int64 [T], first >= 1) to the log-likelihoods of tokens[first:], float32 [T - first]."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What was measured.
+    """The perplexity of a model on a text.
 
     Attributes:
         tokens: number of scored tokens N.
-        nll: mean negative log-likelihood a token, in nats.
+        nll: mean negative log-likelihood per token, in nats.
     """
 
     tokens: int
@@ -47,20 +47,21 @@ class Perplexity:
 
 
 def windows(length: int, window: int, stride: int, tokens: int | None = None) -> list[tuple[int, int, int]]:
-    """Where the windows lie in a text, and which of their tokens are scored.
+    """Places the windows on a text and says which of their tokens are scored.
 
     Args:
-        length: tokens in the text.
-        window: tokens a window holds, W.
-        stride: tokens from one window to the next, S, with 1 <= S < W.
-        tokens: score about so many tokens (whole windows), spread over the text; None scores the whole text.
+        length: number of tokens in the text.
+        window: number of tokens in a window, W.
+        stride: number of tokens from one window to the next, S, with 1 <= S < W.
+        tokens: approximate number of tokens to score, in whole windows spread over the text; None scores all.
 
     Returns:
-        (begin, first, end) a window: the model reads begin:end and first:end are scored. Over the whole text
-        the scored parts are disjoint and cover 1:length; the first token has no context and is not scored.
+        (begin, first, end) for each window: the model reads the tokens begin:end, and first:end are scored. With
+        `tokens` None the scored parts are disjoint and cover 1:length. The first token of the text has no context
+        and is not scored.
 
     Raises:
-        UserError: when the window, the stride or the text is too short.
+        UserError: the window, the stride or the text is too short.
     """
     if window < 2 or not 1 <= stride < window:
         raise UserError(f"perplexity: window {window} and stride {stride} do not fit; expected 1 <= stride < window")
@@ -87,18 +88,18 @@ def perplexity(
     limit: int | None = None,
     progress: Callable[[list], Sequence] = list,
 ) -> Perplexity:
-    """The perplexity of a text.
+    """Measures the perplexity of a model on a text.
 
     Args:
-        log_likelihood: the model, see `LogLikelihood`; `causal_log_likelihood` makes one of a HF model.
+        log_likelihood: the model; `causal_log_likelihood` makes one from a model of transformers.
         tokens: the text, int64 [length].
-        window: tokens a model sees at once.
-        stride: tokens from one window to the next.
-        limit: score about so many tokens, spread over the text; None scores all.
+        window: see `windows`.
+        stride: see `windows`.
+        limit: approximate number of tokens to score, spread over the text; None scores all.
         progress: wraps the list of windows, e.g. tqdm.
 
     Raises:
-        UserError: as `windows`.
+        UserError: see `windows`.
     """
     total, count = 0.0, 0
     for begin, first, end in progress(windows(len(tokens), window, stride, limit)):
@@ -112,14 +113,14 @@ def perplexity(
 def token_log_likelihood(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, chunk: int = 4096
 ) -> Tensor:
-    """log softmax(hidden @ weight.T + bias)[targets] without the [N, V] matrix.
+    """Computes log softmax(hidden @ weight.T + bias)[targets] without the [N, V] matrix of logits.
 
     Args:
-        hidden: last hidden states, [N, H], any float type; they are multiplied in float32.
-        weight: the head, [V, H].
+        hidden: [N, H], last hidden states in any float type; the products are computed in float32.
+        weight: [V, H], the output layer.
         targets: int64 [N], in 0..V-1.
         bias: [V] or None.
-        chunk: vocabulary entries at a time; the largest temporary is [N, chunk] float32.
+        chunk: number of vocabulary entries at a time; the largest temporary tensor is float32 [N, chunk].
 
     Returns:
         float32 [N].
@@ -138,15 +139,16 @@ def token_log_likelihood(
     return taken - running
 
 
-def causal_log_likelihood(model, start: Sequence[int] = ()) -> LogLikelihood:
-    """A causal language model of transformers (with or without a peft adapter) as a `LogLikelihood`.
+def causal_log_likelihood(model: Any, start: Sequence[int] = ()) -> LogLikelihood:
+    """Makes a `LogLikelihood` from a causal language model of transformers.
 
     Args:
-        model: e.g. LlamaForCausalLM, or a PeftModel around one, whose logits are head(hidden states).
-        start: tokens put before every window and never scored: the <s> of tokenisers that have one.
+        model: e.g. a LlamaForCausalLM, or a PeftModel around one. Its logits must be a linear function of the last
+            hidden states.
+        start: tokens that stand before every window and are never scored, such as the <s> of some tokenizers.
 
     Raises:
-        UserError: from the returned function, when a window is longer than the model's context.
+        UserError: raised by the returned function if a window is longer than the model's context.
     """
     network = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, head = network.get_decoder(), network.get_output_embeddings()
@@ -171,18 +173,18 @@ def causal_log_likelihood(model, start: Sequence[int] = ()) -> LogLikelihood:
 
 
 def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Each trained policy beside the model it came from.
+    """Puts each trained policy beside the model that its training started from.
 
     Args:
         rows: evaluations/{scale}/perplexity.csv, as `results.load_perplexity` reads it.
 
     Returns:
-        A row a run and corpus: method, task, seed, corpus, tokens, nll, and beside them base and reference (their
-        nll) and change (of perplexity, after / before - 1); and how many rows were left out because they were
-        measured on another text or with other windows than the reference is now.
+        A frame with a row for each run and corpus: method, task, seed, corpus, tokens, nll, base and reference (the
+        nll of these two models) and change (of the perplexity, after / before - 1); and the number of rows that were
+        left out because they were measured on another text or with other windows than the reference.
     """
     rows = rows.copy()
-    # The end of a key names text, window and precision; without keys there is nothing to tell rows apart by.
+    # The end of a key identifies text, window and precision. Rows without keys are taken to belong together.
     rows["text"] = rows["key"].astype(str).str.rsplit("-", n=1).str[-1] if "key" in rows else ""
     place = ["corpus", "text"]
     base = rows.loc[rows["model"] == "base", [*place, "nll"]].rename(columns={"nll": "base"})
@@ -195,15 +197,15 @@ def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def before_and_after(paired: pd.DataFrame) -> pd.DataFrame:
-    """What training changed, by method and text.
+    """Summarises what training changed, by method and text.
 
     Args:
-        paired: of `paired_runs`.
+        paired: the frame that `paired_runs` returns.
 
     Returns:
-        A row a method and corpus, over its runs: method, corpus, runs, tokens (scored in each), base (perplexity
-        before the warm start), before (of the reference), after (exp of the mean nll), change (after / before - 1),
-        change_low and change_high (the least and the most that a run changed).
+        A row for each method and corpus, over its runs: method, corpus, runs, tokens (scored in each run), base
+        (perplexity before the warm start), before (perplexity of the reference), after (exp of the mean nll), change
+        (after / before - 1), change_low and change_high (the smallest and largest change of a run).
     """
     table = []
     for (method, corpus), group in paired.groupby(["method", "corpus"]):

@@ -1,10 +1,11 @@
-"""Bodies of `build_model`: written from a construction, run, and broken on purpose.
+"""Bodies of `build_model`: how they are written, run, and broken on purpose.
 
-`body_of` writes the imports, the construction and the fit. `run_body` executes a program as the executor would - define
-`build_model`, fit, ask for probabilities - but inside this process: it only ever meets code that is made here from
-the installed scikit-learn, never a language model's answer. `broken` makes the mistakes that beginners and language
-models make (a missing import, `X, y` for `x_train, y_train`, a wrong keyword, a misspelt name, ...), so that running
-the result gives the true error message of each.
+`body_of` writes a construction as imports, the construction itself and a call of `fit`. `run_body` runs a body as the
+executor does: it defines `build_model`, fits the model and asks it for probabilities. It does so inside this process,
+which is safe because it only runs code that was made here from the installed scikit-learn, never an answer of a
+language model. `broken` makes a mistake that beginners and language models make as well (a missing import, `X, y`
+instead of `x_train, y_train`, a wrong keyword, a misspelt name, ...), and running the broken body gives the true error
+message.
 """
 
 import contextlib
@@ -15,12 +16,12 @@ import signal
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_iris
-from threadpoolctl import threadpool_limits
 
-from etpo_core.sandbox.text import clean_message
+from etpo_core.sandbox import clean_message
 from etpo_paper.environment.prompts import program
 from etpo_paper.warm_start.mining import Construction, classifiers, public_names
 
@@ -33,8 +34,8 @@ def body_of(construction: Construction, chained: bool = False) -> str:
     """Writes a construction as the body of `build_model`.
 
     Args:
-        construction: what `model` becomes.
-        chained: fit on the line of the construction instead of on one of its own.
+        construction: the classifier that is assigned to `model`.
+        chained: whether `fit` is called on the line of the construction instead of on a line of its own.
     """
     modules: dict[str, list[str]] = {}
     for name in construction.names:
@@ -51,42 +52,32 @@ def body_of(construction: Construction, chained: bool = False) -> str:
 
 
 def trial_sets() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Two small tables of scikit-learn's own, none of the tasks: 3 classes [50, 4] and 2 classes [40, 6]."""
+    """Two small tables that ship with scikit-learn and are no tasks: 3 classes [50, 4] and 2 classes [40, 6]."""
     iris_x, iris_y = load_iris(return_X_y=True)
     cancer_x, cancer_y = load_breast_cancer(return_X_y=True)
     return [(iris_x[::3], iris_y[::3]), (cancer_x[:40, :6], cancer_y[:40])]
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs what is inside on one thread a library: small fits are faster so, and none waits for a busy core.
-
-    Without it, a fit that is fast by itself can pass its time limit on a busy machine, and the corpus would differ.
-    """
-    with threadpool_limits(limits=1):
-        yield
-
-
 def run_body(body: str, x: np.ndarray, y: np.ndarray, seconds: float = 60.0) -> str | None:
-    """Runs the program of a body on data: fit, then `predict_proba`.
+    """Runs the program of a body on a table: it fits the model and calls `predict_proba`.
 
     Args:
         body: the action.
         x: features, float [rows, features].
         y: labels, int [rows].
-        seconds: how long it may take; far more than any body kept here needs.
+        seconds: the time limit, which is far longer than any body in the corpus needs.
 
     Returns:
-        None if it yields finite probabilities of the right shape, else the error as the executor words it, e.g.
-        "NameError: name 'X' is not defined (line 7)", without folders of this machine.
+        None if the model gives finite probabilities of the right shape. Otherwise the error in the executor's wording,
+        e.g. "NameError: name 'X' is not defined (line 7)", without the names of folders on this machine.
     """
     source = program(body)
     try:
         with _time_limit(seconds), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            space: dict = {}
+            space: dict[str, Any] = {}
             state = np.random.get_state()
-            np.random.seed(0)  # estimators without a random_state draw from here: keeps the corpus repeatable
+            np.random.seed(0)  # estimators without a random_state draw from it, so this makes the corpus repeatable
             try:
                 exec(compile(source, _FILE, "exec"), space)
                 probabilities = np.asarray(space["build_model"](x.copy(), y.copy()).predict_proba(x))
@@ -101,12 +92,12 @@ def run_body(body: str, x: np.ndarray, y: np.ndarray, seconds: float = 60.0) -> 
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    def stop(*_):
+    def stop(*_: object) -> None:
         raise TimeoutError(f"no model after {seconds:.0f} s")
 
     try:
         before = signal.signal(signal.SIGALRM, stop)
-    except (ValueError, AttributeError):  # not the main thread, or no such signal here: run without a limit
+    except (ValueError, AttributeError):  # another thread, or a system without this signal: run without a limit
         yield
         return
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -124,14 +115,14 @@ def _error_text(error: Exception) -> str:
         message = str(error)
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == _FILE]
         line = frames[-1] if frames else None
-    # A set is printed in an order that differs between processes.
+    # Python prints the elements of a set in an order that differs between processes.
     message = re.sub(r"\{('[^{}]*')\}", lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", message)
     message = clean_message(message.encode("utf-8", "replace"))
     return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")
 
 
 def runs(body: str, tables: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Whether a body yields probabilities on every table."""
+    """Whether a body gives probabilities on every table."""
     return all(run_body(body, x, y) is None for x, y in tables)
 
 
@@ -139,7 +130,7 @@ def runs(body: str, tables: list[tuple[np.ndarray, np.ndarray]]) -> bool:
 
 
 def broken(body: str, rng: random.Random) -> str | None:
-    """A body with one realistic mistake, or None if the kind of mistake that was drawn does not apply to it."""
+    """Makes one realistic mistake in a body; None if the kind of mistake that was drawn does not apply to it."""
     mistake = rng.choice(_MISTAKES)
     result = mistake(body, rng)
     return None if result == body else result
@@ -168,7 +159,7 @@ def _misspelt_name(body: str, rng: random.Random) -> str:
         return body
     at = rng.randrange(1, len(name))
     typo = rng.choice([name[:at] + name[at + 1 :], name[:at] + name[at] + name[at:], name.replace("Classifier", "")])
-    only_once = rng.random() < 0.5  # a typo in the import alone or in the construction alone, or in both
+    only_once = rng.random() < 0.5  # in the import alone, or in the import and the construction
     return body.replace(name, typo, 1) if only_once else body.replace(name, typo)
 
 
@@ -218,7 +209,7 @@ def _other_class(body: str, rng: random.Random) -> str:
     return body.replace(rng.choice(used), rng.choice(others)) if used else body
 
 
-# The commonest mistakes stand twice.
+# The most common mistakes are listed twice, so they are drawn twice as often.
 _MISTAKES = (
     _without_import,
     _without_import,

@@ -1,25 +1,28 @@
-"""What the warm start trains on: prompts with good bodies, and reflection prompts with repaired ones.
+"""What the warm start trains on: task prompts with good bodies, and reflection prompts with repaired bodies.
 
-`good_bodies` turns the mined constructions into bodies that run; a classifier without probabilities is completed
+`good_bodies` turns the mined constructions into bodies that run. A classifier without probabilities is completed
 (`SVC(probability=True)`, `CalibratedClassifierCV(LinearSVC())`), and some bare classifiers also appear behind a
-preprocessing step. `Corpus` then draws examples: an `Example` is one state and the actions that answer it. Names and
-shapes in the prompts are varied and have nothing to do with which body answers: the corpus teaches how to write a
-body, not which one suits a task. Everything is a function of the seed and the installed scikit-learn.
+preprocessing step. `Corpus` draws examples from the bodies; an `Example` is one state with the actions that answer it.
+The names and shapes in the prompts vary independently of the bodies, so the corpus teaches how to write a body, but not
+which body suits a task. Everything is a function of the seed and of the installed scikit-learn.
 """
 
 import ast
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from etpo_paper.data.tasks import TASKS
 from etpo_paper.environment.prompts import Prompt, reflection_prompt, task_prompt
-from etpo_paper.warm_start.bodies import body_of, broken, one_thread, run_body, runs, trial_sets
+from etpo_paper.warm_start.bodies import body_of, broken, run_body, runs, trial_sets
 from etpo_paper.warm_start.mining import Construction, mine, public_names
 
-# Names of well-known tables beside the fourteen tasks.
+# The names of the fourteen tasks and of other well-known tables.
 DESCRIPTIONS = (
     *(spec.description for spec in TASKS.values()),
     "Iris",
@@ -51,10 +54,13 @@ DESCRIPTIONS = (
 )
 BODIES_PER_CLASSIFIER = 12
 NEW_STARTS = 3  # answers to a reflection prompt beside the repaired body
-# Preprocessing that stands before a classifier in scikit-learn's own pipelines.
+# Preprocessing steps that stand before a classifier in scikit-learn's own pipelines.
 _PREPROCESSING = ("StandardScaler()", "MinMaxScaler()", "SimpleImputer()", "PCA(n_components=3)", "RobustScaler()")
-_WITH_PROBABILITY = {"SVC", "NuSVC"}  # have probabilities on request
-_CALIBRATED = {"LinearSVC", "RidgeClassifier", "SGDClassifier", "Perceptron"}  # need a calibration around them
+_WITH_PROBABILITY = {"SVC", "NuSVC"}  # give probabilities on request
+_CALIBRATED = {"LinearSVC", "RidgeClassifier", "SGDClassifier", "Perceptron"}  # give them only when calibrated
+# The libraries that do the fits use one thread each. Small fits are faster that way, and on a busy machine a fit that
+# waits for a second core could exceed its time limit, which would change the corpus.
+_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,25 @@ class Body:
 
     Attributes:
         text: the action.
-        classifier: name of the class that decides.
+        classifier: name of the class that classifies.
     """
 
     text: str
     classifier: str
+
+
+class Failure(NamedTuple):
+    """A body that fails.
+
+    Attributes:
+        body: the broken body.
+        error: the error that it raises.
+        repair: the body that it was made from, which runs.
+    """
+
+    body: str
+    error: str
+    repair: str
 
 
 @dataclass(frozen=True)
@@ -79,10 +99,10 @@ class Example:
 
 
 def candidates(constructions: Iterable[Construction], rng: random.Random) -> list[Construction]:
-    """The constructions that are tried: at most 12 per classifier, the shortest, completed with probabilities.
+    """Chooses the constructions to try: the 12 shortest of each classifier, completed to give probabilities.
 
-    A third of the bare ones come once more behind a preprocessing step, since scikit-learn's own tests hold few
-    pipelines that give probabilities.
+    Bare classifiers and pipelines count separately. A third of the bare classifiers are added once more behind a
+    preprocessing step, because the tests of scikit-learn hold few pipelines that give probabilities.
     """
     by_class: dict[tuple[str, bool], list[Construction]] = {}
     for construction in map(_completed, constructions):
@@ -119,16 +139,16 @@ def _behind_preprocessing(construction: Construction, step: str) -> Construction
 
 
 def good_bodies(seed: int, is_wanted: Callable[[str], bool] = lambda body: True) -> list[Body]:
-    """Every candidate that is wanted and runs, as a body.
+    """The bodies of all candidates that are wanted and that run.
 
     Args:
-        seed: decides which candidates there are and how each is laid out.
-        is_wanted: called with a body's text before it is run; a model wants bodies that are short in its tokens.
+        seed: decides which candidates there are and how the body of each is laid out.
+        is_wanted: called with the text of a body before it is run. A model wants bodies that are short in its tokens.
     """
     rng = random.Random(seed)
     tables = trial_sets()
     bodies = []
-    with one_thread():
+    with threadpool_limits(_THREADS):
         for construction in tqdm(candidates(mine(), rng), desc="trying bodies", unit="body"):
             body = body_of(construction, chained=rng.random() < 0.25)
             if is_wanted(body) and runs(body, tables):
@@ -140,53 +160,52 @@ class Corpus:
     """Draws training examples from a list of bodies.
 
     Args:
-        bodies: what may be answered.
-        seed: of all draws.
-        failures: number of (broken body, error, repaired body) triples that are made by running broken bodies.
+        bodies: the bodies that may be an answer.
+        seed: seed of all draws.
+        failures: how many failures to make by breaking bodies and running them.
     """
 
     def __init__(self, bodies: Sequence[Body], seed: int, failures: int = 300):
         self.bodies = list(bodies)
-        count: dict[str, int] = {}
-        for body in self.bodies:
-            count[body.classifier] = count.get(body.classifier, 0) + 1
-        # By class, not by number of calls in scikit-learn's tests: a rare classifier must be learnt too.
+        count = Counter(body.classifier for body in self.bodies)
+        # A classifier with many bodies is drawn more often, but only by the square root of their number: scikit-learn's
+        # tests call some classifiers rarely, and the model should learn those as well.
         self._weights = [count[body.classifier] ** -0.5 for body in self.bodies]
-        with one_thread():
+        with threadpool_limits(_THREADS):
             self.failures = self._make_failures(random.Random(f"failures {seed}"), failures)
         self._seed = seed
 
-    def _make_failures(self, rng: random.Random, wanted: int) -> list[tuple[str, str, str]]:
+    def _make_failures(self, rng: random.Random, wanted: int) -> list[Failure]:
         (x, y), *_ = trial_sets()
-        made = []
+        made: list[Failure] = []
         for _ in range(4 * wanted):
             if len(made) == wanted:
                 break
             (body,) = rng.choices(self.bodies, self._weights)
             bad = broken(body.text, rng)
-            error = None if bad is None else run_body(bad, x, y)
-            if error is not None:
-                made.append((bad, error, body.text))
+            if bad is not None and (error := run_body(bad, x, y)) is not None:
+                made.append(Failure(bad, error, body.text))
         return made
 
     def first_try(self, index: int, answers: int) -> Example:
-        """Example `index`: a task's first prompt with several different bodies that answer it."""
+        """Example `index` of the first kind: the first prompt of a task, answered by several different bodies."""
         rng = random.Random(f"first {self._seed} {index}")
         return Example(task_prompt(**_setting(rng)), tuple(self._different(rng, answers, [])))
 
     def second_try(self, index: int) -> Example:
-        """Example `index`: a reflection prompt that shows a failure, answered by the repaired body and by new starts.
+        """Example `index` of the second kind: a reflection prompt, answered by the repaired body and by other bodies.
 
-        A model that has seen repairs alone learns to copy what it reads and keeps its mistake; a second version may as
-        well be another program.
+        A model that has only seen repairs learns to copy the failed body together with its mistake. A second version
+        may just as well be another program.
         """
         rng = random.Random(f"second {self._seed} {index}")
-        bad, error, good = rng.choice(self.failures)
-        texts = self._different(rng, NEW_STARTS + 1, [good])
-        return Example(reflection_prompt(**_setting(rng), body=bad, error=error), tuple(texts))
+        failure = rng.choice(self.failures)
+        texts = self._different(rng, NEW_STARTS + 1, [failure.repair])
+        prompt = reflection_prompt(**_setting(rng), body=failure.body, error=failure.error)
+        return Example(prompt, tuple(texts))
 
     def _different(self, rng: random.Random, wanted: int, texts: list[str]) -> list[str]:
-        """`texts` filled up to `wanted` with bodies that are not in it yet, as long as there are such bodies."""
+        """Fills `texts` up to `wanted` bodies, which differ from each other as far as there are enough bodies."""
         while len(texts) < wanted:
             (body,) = rng.choices(self.bodies, self._weights)
             if body.text not in texts or len(texts) >= len(self.bodies):
@@ -194,7 +213,7 @@ class Corpus:
         return texts
 
 
-def _setting(rng: random.Random) -> dict:
+def _setting(rng: random.Random) -> dict[str, Any]:
     return {
         "description": rng.choice(DESCRIPTIONS),
         "features": rng.randint(4, 30),
@@ -203,7 +222,10 @@ def _setting(rng: random.Random) -> dict:
 
 
 def tokenizer_texts(seed: int) -> list[str]:
-    """Texts for the tiny model's tokenizer: all bodies (run or not), names, and prompts of both kinds."""
+    """The texts on which the tokenizer of the tiny model is trained.
+
+    They are all bodies, whether they run or not, the names of scikit-learn, and prompts of both kinds.
+    """
     rng = random.Random(seed)
     bodies = [body_of(construction) for construction in candidates(mine(), rng)]
     texts = list(bodies) + sorted(public_names())

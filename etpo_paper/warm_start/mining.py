@@ -1,16 +1,17 @@
-"""Reads real classifier constructions out of the installed scikit-learn.
+"""Reads real constructions of classifiers out of the installed scikit-learn.
 
-scikit-learn's docstrings and test functions are full of calls such as `LogisticRegression(C=10, max_iter=500)` or
-`make_pipeline(StandardScaler(), SVC())`, written by its authors (BSD-3-Clause). This module finds every such call with
-Python's own parser, keeps the arguments that stand for themselves - literals, other scikit-learn constructors,
-`np.` expressions - and drops the keywords that refer to a variable of the surrounding code. Nothing is run here.
+The docstrings and test functions of scikit-learn are full of calls such as `LogisticRegression(C=10, max_iter=500)` or
+`make_pipeline(StandardScaler(), SVC())`, written by its authors (BSD-3-Clause). This module finds these calls with
+Python's own parser. It keeps the arguments that mean the same everywhere (literals, other constructors of scikit-learn,
+`np.` expressions) and drops keyword arguments that refer to a variable of the surrounding code. A call in which a
+positional argument does so is left out. Nothing is run here.
 """
 
 import ast
 import doctest
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,14 +19,15 @@ from pathlib import Path
 import sklearn
 from sklearn.base import ClassifierMixin
 
-# Where public names live. Not `datasets`, `metrics`, `utils`: a body needs only what makes a model.
+# The modules that public names are taken from. A body only needs what makes a model, so `datasets`, `metrics`, `utils`
+# and the like are left out.
 _MODULES = (
     "calibration cluster compose decomposition discriminant_analysis dummy ensemble feature_selection "
     "gaussian_process gaussian_process.kernels impute kernel_approximation linear_model model_selection multiclass "
     "naive_bayes neighbors neural_network pipeline preprocessing random_projection semi_supervised svm tree"
 ).split()
 _PIPELINES = ("Pipeline", "make_pipeline")
-# These would print, start processes or leave files behind in the executor.
+# In the executor these would print, start processes or leave files behind.
 _UNWANTED_KEYWORDS = {"verbose", "n_jobs", "memory"}
 
 
@@ -34,9 +36,9 @@ class Construction:
     """One construction of a classifier.
 
     Attributes:
-        classifier: name of the class that decides, e.g. "SVC" for a pipeline that ends in an SVC.
+        classifier: name of the class that classifies, e.g. "SVC" for a pipeline that ends in an SVC.
         expression: the call as source text on one line.
-        names: the scikit-learn names that it uses, sorted.
+        names: the scikit-learn names that the call uses, sorted.
     """
 
     classifier: str
@@ -45,14 +47,17 @@ class Construction:
 
     @property
     def is_pipeline(self) -> bool:
-        """Whether the model is a pipeline."""
+        """Whether the construction is a pipeline."""
         return self.expression.startswith(_PIPELINES)
 
 
 @cache
 def public_names() -> dict[str, str]:
-    """Public scikit-learn names and the module each is imported from; slow searches over parameters are left out."""
-    names = {}
+    """The public names of scikit-learn with the module that each is imported from.
+
+    Searches over parameters are left out, because they are slow.
+    """
+    names: dict[str, str] = {}
     for module in _MODULES:
         path = f"sklearn.{module}"
         imported = importlib.import_module(path)
@@ -65,7 +70,7 @@ def public_names() -> dict[str, str]:
 
 @cache
 def classifiers() -> frozenset[str]:
-    """Names of the public classifier classes."""
+    """The names of the public classifier classes."""
     found = set()
     for name, module in public_names().items():
         with warnings.catch_warnings():
@@ -77,13 +82,16 @@ def classifiers() -> frozenset[str]:
 
 
 def mine(package: Path | None = None) -> list[Construction]:
-    """Every distinct construction in a package's docstring examples and test functions, sorted.
+    """Finds every distinct construction in the docstring examples and test functions of a package.
 
     Args:
-        package: folder of Python files; by default the installed scikit-learn.
+        package: a folder of Python files, by default the installed scikit-learn.
+
+    Returns:
+        The constructions, sorted.
     """
     package = package or Path(sklearn.__file__).parent
-    found = set()
+    found: set[Construction] = set()
     for path in sorted(package.rglob("*.py")):
         for tree in _trees(path, is_test="tests" in path.relative_to(package).parts):
             found.update(_constructions(tree))
@@ -91,12 +99,14 @@ def mine(package: Path | None = None) -> list[Construction]:
 
 
 def _trees(path: Path, is_test: bool) -> Iterator[ast.AST]:
+    """Parses a test file, or the docstring examples of a module, if a classifier may be constructed there."""
     text = path.read_text(encoding="utf-8")
     if is_test:
         if any(name in text for name in classifiers()):
             yield ast.parse(text)
         return
-    if ">>>" not in text:
+    examples = "\n".join(line for line in text.splitlines() if line.lstrip().startswith((">>>", "...")))
+    if not any(name in examples for name in _called_names()):
         return
     parser = doctest.DocTestParser()
     for node in ast.walk(ast.parse(text)):
@@ -105,26 +115,31 @@ def _trees(path: Path, is_test: bool) -> Iterator[ast.AST]:
                 source = "".join(example.source for example in parser.get_examples(doc))
                 yield ast.parse(source)
             except (ValueError, SyntaxError):
-                continue  # an example that is not meant to be parsed
+                continue  # some examples are not valid Python, on purpose
+
+
+@cache
+def _called_names() -> frozenset[str]:
+    return classifiers() | set(_PIPELINES)
 
 
 def _constructions(tree: ast.AST) -> Iterator[Construction]:
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or _called(node) not in {*_PIPELINES, *classifiers()}:
+        if not isinstance(node, ast.Call) or _called(node) not in _called_names():
             continue
-        call = _plain(node)
+        call = _plain_call(node)
         if call is None:
             continue
         names = {item.id for item in ast.walk(call) if isinstance(item, ast.Name)} - {"np"}
-        yield Construction(_decides(call), ast.unparse(call), tuple(sorted(names)))
+        yield Construction(_classifier(call), ast.unparse(call), tuple(sorted(names)))
 
 
 def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
-def _decides(call: ast.Call) -> str:
-    """Name of the class of a call, or of the last step of a pipeline."""
+def _classifier(call: ast.Call) -> str:
+    """The name of the class that is called, or that of the last step of a pipeline."""
     last: ast.AST | None = None
     if _called(call) == "make_pipeline" and call.args:
         last = call.args[-1]
@@ -132,11 +147,11 @@ def _decides(call: ast.Call) -> str:
         steps = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "steps"), None)
         if isinstance(steps, ast.List) and steps.elts and isinstance(steps.elts[-1], ast.Tuple):
             last = steps.elts[-1].elts[-1]
-    return _decides(last) if isinstance(last, ast.Call) else _called(call)
+    return _classifier(last) if isinstance(last, ast.Call) else _called(call)
 
 
-def _plain(node: ast.AST) -> ast.expr | None:
-    """A copy of an expression with everything in it standing for itself, or None if that cannot be."""
+def _plain(node: ast.AST | None) -> ast.expr | None:
+    """Copies an expression without what depends on the surrounding code; None if it then has no meaning."""
     if isinstance(node, ast.Constant):
         return node
     if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
@@ -146,20 +161,25 @@ def _plain(node: ast.AST) -> ast.expr | None:
     if isinstance(node, ast.Attribute):
         return node if isinstance(node.value, ast.Name) and node.value.id == "np" else None
     if isinstance(node, ast.List | ast.Tuple):
-        items = [_plain(item) for item in node.elts]
-        return None if None in items else type(node)(items, ast.Load())
+        items = _all_plain(node.elts)
+        return None if items is None else type(node)(items, ast.Load())
     if isinstance(node, ast.Dict):
-        keys, values = [_plain(key) for key in node.keys], [_plain(value) for value in node.values]
-        return None if None in keys + values else ast.Dict(keys, values)
+        keys, values = _all_plain(node.keys), _all_plain(node.values)
+        return None if keys is None or values is None else ast.Dict([*keys], values)
     if isinstance(node, ast.Call):
         return _plain_call(node)
     return None
 
 
+def _all_plain(nodes: Sequence[ast.AST | None]) -> list[ast.expr] | None:
+    """`_plain` of each expression, or None if one of them then has no meaning."""
+    copies = [copy for copy in map(_plain, nodes) if copy is not None]
+    return copies if len(copies) == len(nodes) else None
+
+
 def _plain_call(node: ast.Call) -> ast.Call | None:
-    function = _plain(node.func)
-    arguments = [_plain(argument) for argument in node.args]
-    if function is None or None in arguments:
+    function, arguments = _plain(node.func), _all_plain(node.args)
+    if function is None or arguments is None:
         return None
     keywords = []
     for keyword in node.keywords:

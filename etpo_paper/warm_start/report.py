@@ -1,17 +1,17 @@
-"""How good the warm-started model is: the share of its code that runs, task by task.
+"""How good the warm-started model is: the share of its code that runs on each task.
 
-For each task the model writes some bodies at temperature 1, exactly as it will at the start of reinforcement learning;
-the executor runs each on one split. Those that fail get one reflection prompt with their error. What counts is only
-whether the code runs, never its score: the numbers say whether there is a reward to learn from and room to improve.
+For each task the model writes some bodies at temperature 1, exactly as it will at the start of reinforcement learning,
+and the executor runs each of them on one split. A body that fails is followed by one reflection prompt with its error.
+Only whether the code runs counts, never its score. The shares tell whether there is a reward to learn from, and room to
+improve.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from etpo_core.sandbox import Outcome, SandboxPool, Status
@@ -23,38 +23,48 @@ from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import decode_action, encode_prompt
 from etpo_paper.warm_start.mining import classifiers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MAX_NEW_TOKENS = 96
 
 
 def measure(
-    model: nn.Module,
+    model: "PreTrainedModel",
     tokenizer: Any,
-    card: dict,
+    card: dict[str, Any],
     tasks: Sequence[Task],
     executor: SandboxPool,
     samples: int,
     seed: int,
     dtype: torch.dtype,
-) -> dict:
-    """Samples and runs bodies for each task.
+) -> dict[str, Any]:
+    """Samples bodies for each task and runs them.
 
     Args:
-        model: as `load_model` gives it.
+        model: the model, as `load_model` returns it.
         tokenizer: its tokenizer.
         card: its card.
-        tasks: what the prompts are about and what the code is run on.
-        executor: runs the programs; the caller's.
-        samples: bodies written for each task.
-        seed: of the sampling.
-        dtype: of the arithmetic of sampling.
+        tasks: the tasks that the prompts describe and that the code is run on.
+        executor: runs the programs. The caller opens and closes it.
+        samples: number of bodies for each task.
+        seed: seed of the sampling.
+        dtype: precision of the model's arithmetic during sampling.
 
     Returns:
-        "tasks": for each task the share of code that runs at the first try and within one reflection, of actions
-        that end by themselves, and their mean length in tokens; "all": the same over all tasks; "errors" and
-        "estimators": how often each error and, in code that runs, each classifier occurred at the first try.
+        "tasks": for each task the share of bodies that run at the first try, the share that run within one
+            reflection, the share of actions that end by themselves, and their mean length in tokens.
+        "all": the means of these numbers over the tasks.
+        "errors": how often each error occurred at the first try.
+        "estimators": how often each classifier occurred in bodies that ran at the first try.
+        "samples_per_task": as given.
+        "distinct_bodies": the share of distinct bodies among all first tries.
     """
     writer = _Writer(model, tokenizer, card, torch.Generator().manual_seed(seed), dtype)
-    per_task, errors, estimators, bodies = {}, Counter(), Counter(), set()
+    per_task: dict[str, dict[str, float]] = {}
+    errors: Counter[str] = Counter()
+    estimators: Counter[str] = Counter()
+    bodies: set[str] = set()
     for task in tqdm(tasks, desc="report", unit="task"):
         rows, features = task.x.shape
         shape = {"description": task.spec.description, "features": features, "rows": rows // 2}
@@ -91,13 +101,20 @@ def measure(
 class _Writer:
     """Samples bodies at temperature 1 from the whole distribution."""
 
-    def __init__(self, model, tokenizer, card: dict, generator: torch.Generator, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: Any,
+        card: dict[str, Any],
+        generator: torch.Generator,
+        dtype: torch.dtype,
+    ):
         self.tokenizer, self.card, self.generator = tokenizer, card, generator
         self.decoder = LlamaDecoder(model, dtype) if llama.fits(model) else TransformersDecoder(model)
         self.drafts = Drafts()
 
     def write(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[int], list[bool]]:
-        """Bodies, their lengths in tokens and whether each ended by itself."""
+        """Returns the bodies, their lengths in tokens, and whether each of them ended by itself."""
         ids = [encode_prompt(self.tokenizer, prompt, self.card["format"]) for prompt in prompts]
         end = self.card["eos_token_id"]
         actions = sample(self.decoder, ids, end, MAX_NEW_TOKENS, self.generator, drafts=self.drafts)
@@ -111,7 +128,7 @@ def _run(executor: SandboxPool, bodies: Sequence[str], task: Task) -> list[Outco
 
 
 def _estimators(body: str) -> list[str]:
-    """Classifiers that a body constructs, each once, and "pipeline" when it builds one."""
+    """The classifiers that a body constructs, each once, and "pipeline" if it constructs one."""
     called = set(re.findall(r"\b([A-Za-z_]+)\(", body))
     return sorted(called & classifiers()) + (["pipeline"] if called & {"Pipeline", "make_pipeline"} else [])
 

@@ -1,11 +1,13 @@
-"""Supervised fine-tuning on the warm start's corpus: short, repeatable, safe to interrupt.
+"""Supervised fine-tuning on the corpus of the warm start.
 
-Every step sees `batch` answers to first prompts and half as many to reflection prompts. Several answers to the same
-prompt share one sequence - prompt, answer, answer, ... - in which an answer sees the prompt and itself but no other
-answer, and has the positions it would have alone; the prompt is then computed once instead of once an answer. The loss
-is the mean negative log-likelihood of the answers' tokens, the end token included; which positions count is told by
-position, never by token value. A checkpoint every few steps holds weights, optimiser and step; a run that was killed
-goes on from it and ends in the same weights.
+Each step trains on `batch` answers to first prompts and half as many answers to reflection prompts. Answers to the same
+prompt share one sequence (prompt, answer, answer, ...), so that the prompt is computed only once. In it, an answer
+attends to the prompt and to itself but to no other answer, and its tokens have the positions they would have directly
+after the prompt. The loss is the mean negative log-likelihood of the answer tokens, including the end tokens. Which
+tokens count is decided by their position, never by their value.
+
+The training can be repeated and interrupted: every few steps a checkpoint stores the weights, the optimiser and the
+losses so far, and a run that was killed continues from it and ends with the same weights.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +28,28 @@ from etpo_paper.base.provenance import write_tensors
 from etpo_paper.model.loading import encode_prompt
 from etpo_paper.warm_start.corpus import Corpus, Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ANSWERS_PER_PROMPT = 8
 CHECKPOINT_EVERY = 20  # steps
-# Tokens x width of the model that are computed side by side: about 500 tokens and 1 GB for the small model.
+# The size of a micro-batch as tokens times the width of the model: about 500 tokens and 1 GB for the small model.
 MICRO_BATCH_SIZE = 300_000
-# Width below which a model trains on one thread: threads would wait for each other longer than they work.
+# A model of a smaller width trains on one thread, because several threads would wait for each other longer than work.
 SERIAL_BELOW = 256
 
 
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """How to train.
+    """The settings of the training.
 
     Attributes:
-        steps: optimiser steps.
-        batch: answers to first prompts a step; a multiple of 8.
-        learning_rate: of AdamW, at its highest; a short rise, then a linear fall to a tenth.
+        steps: number of optimiser steps.
+        batch: answers to first prompts in each step, a multiple of 8.
+        learning_rate: the highest learning rate of AdamW. The rate rises briefly and then falls linearly to a tenth.
         lora_rank: rank of the adapter that is trained and merged at the end; 0 trains all weights.
-        max_tokens: bodies longer than this, end token included, are left out.
-        seed: of the corpus and of the adapter's first weights.
+        max_tokens: bodies with more tokens than this, including the end token, are left out.
+        seed: seed of the corpus and of the initial weights of the adapter.
     """
 
     steps: int
@@ -67,11 +72,11 @@ class Packed:
     """One prompt and its answers as one sequence.
 
     Attributes:
-        ids: token ids [length].
-        positions: position of each token as its answer alone would have it [length].
-        group: 0 for the prompt, k for the k-th answer [length].
-        sources: indices of the hidden states that answer tokens are predicted from [answer tokens].
-        targets: the answer tokens, end tokens included [answer tokens].
+        ids: int64 [length], token ids.
+        positions: int64 [length], the position of each token if its answer stood alone behind the prompt.
+        group: int64 [length], 0 for the prompt and k for the k-th answer.
+        sources: int64 [answer tokens], the index of the hidden state that predicts each answer token.
+        targets: int64 [answer tokens], the answer tokens, including the end tokens.
     """
 
     ids: Tensor
@@ -82,19 +87,23 @@ class Packed:
 
     @property
     def mask(self) -> Tensor:
-        """Which tokens [length] may see which [length]: the prompt and the own answer, up to themselves."""
+        """The attention mask, bool [length, length].
+
+        A token attends to the prompt and to its own answer, up to and including itself.
+        """
         order = torch.arange(len(self.ids))
         same = (self.group[None, :] == 0) | (self.group[None, :] == self.group[:, None])
         return same & (order[None, :] <= order[:, None])
 
 
 def pack(prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> Packed:
-    """Lays a prompt and its answers (token ids, each with its end token) out as one sequence."""
+    """Puts a prompt and its answers (token ids, each with its end token) into one sequence."""
     ids, positions, group = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-    sources, targets = [], []
+    sources: list[int] = []
+    targets: list[int] = []
     for k, answer in enumerate(answers, start=1):
         start = len(ids)
-        # The first token is predicted from the prompt's last one, every other from its predecessor.
+        # The last token of the prompt predicts the first token of the answer, whose tokens predict each next one.
         sources += [len(prompt) - 1, *range(start, start + len(answer) - 1)]
         targets += answer
         ids += answer
@@ -104,9 +113,15 @@ def pack(prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> Packed:
 
 
 def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
-    """Summed negative log-likelihood of all answer tokens of packed sequences, which are computed side by side.
+    """The negative log-likelihood of all answer tokens of a micro-batch, summed.
 
-    Shorter sequences are filled up on the right with positions that see themselves only and are never read.
+    Args:
+        model: a causal language model of transformers, with or without an adapter.
+        batch: sequences that are computed in one forward pass. Shorter ones are padded on the right. A padding
+            position attends only to itself, and its hidden state is never used.
+
+    Returns:
+        float32 scalar, in nats.
     """
     device = next(model.parameters()).device
     longest = max(len(packed.ids) for packed in batch)
@@ -116,11 +131,13 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
         length = len(packed.ids)
         ids[row, :length], positions[row, :length] = packed.ids, packed.positions
         visible[row, :length, :length] = packed.mask
-    hidden_mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    additive_mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    causal: Any = model
+    if hasattr(model, "get_base_model"):  # a model with an adapter around it
+        causal = causal.get_base_model()
     states = causal.model(
         input_ids=ids.to(device),
-        attention_mask=hidden_mask[:, None].to(device),
+        attention_mask=additive_mask[:, None].to(device),
         position_ids=positions.to(device),
         use_cache=False,
     ).last_hidden_state
@@ -131,7 +148,12 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
 
 
 def micro_batches(sequences: Iterable[Packed], tokens: int) -> list[list[Packed]]:
-    """Groups sequences of similar length; only a single long one may take more than `tokens`, filling included."""
+    """Groups sequences of similar length into micro-batches.
+
+    Args:
+        sequences: the sequences to group.
+        tokens: limit of the tokens in a micro-batch, including padding. A longer sequence makes a micro-batch alone.
+    """
     groups: list[list[Packed]] = []
     for packed in sorted(sequences, key=lambda packed: len(packed.ids)):
         if groups and (len(groups[-1]) + 1) * len(packed.ids) <= tokens:
@@ -141,33 +163,38 @@ def micro_batches(sequences: Iterable[Packed], tokens: int) -> list[list[Packed]
     return groups
 
 
-def answer_ids(body: str, tokenizer: Any, card: dict) -> list[int]:
-    """The token ids of a body as an action, end token included."""
+def answer_ids(body: str, tokenizer: Any, card: dict[str, Any]) -> list[int]:
+    """The token ids of a body as an action, including the end token."""
     return [*tokenizer(body, add_special_tokens=False).input_ids, card["eos_token_id"]]
 
 
-def encode(example: Example, tokenizer: Any, card: dict) -> Packed:
-    """An example as a packed sequence of a model's tokens."""
+def encode(example: Example, tokenizer: Any, card: dict[str, Any]) -> Packed:
+    """Encodes an example as a packed sequence."""
     prompt = encode_prompt(tokenizer, example.prompt, card["format"])
     return pack(prompt, [answer_ids(body, tokenizer, card) for body in example.answers])
 
 
 def train(
-    model: nn.Module, tokenizer: Any, card: dict, corpus: Corpus, settings: WarmStartSettings, checkpoint: Path
-) -> tuple[nn.Module, dict]:
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    card: dict[str, Any],
+    corpus: Corpus,
+    settings: WarmStartSettings,
+    checkpoint: Path,
+) -> tuple[nn.Module, dict[str, Any]]:
     """Fine-tunes a model.
 
     Args:
-        model: as `load_model` gives it, float32.
+        model: a float32 model, as `load_model` returns it.
         tokenizer: its tokenizer.
         card: its card.
-        corpus: what to learn.
-        settings: how.
-        checkpoint: file that holds an interrupted run; removed by the caller once the result is safe.
+        corpus: the examples.
+        settings: the settings of the training.
+        checkpoint: the file that holds an interrupted run. The caller removes it once the result is saved.
 
     Returns:
-        The trained model (a LoRA adapter is merged) and the record: loss of each step in nats per token, tokens seen,
-        seconds, precision of the products.
+        The trained model, into which an adapter is merged, and the record: loss of each step in nats per token,
+        tokens read, answer tokens, seconds, precision of the matrix products.
     """
     threads, precision = torch.get_num_threads(), "bfloat16"
     if next(model.parameters()).device.type == "cpu":
@@ -175,13 +202,21 @@ def train(
     if model.config.hidden_size < SERIAL_BELOW:
         torch.set_num_threads(1)
     try:
-        model, record = _train(model, tokenizer, card, corpus, settings, checkpoint, getattr(torch, precision))
-        return model, record | {"precision": precision}
+        trained, record = _train(model, tokenizer, card, corpus, settings, checkpoint, getattr(torch, precision))
+        return trained, record | {"precision": precision}
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(model, tokenizer, card, corpus, settings, checkpoint, precision) -> tuple[nn.Module, dict]:
+def _train(
+    model: Any,
+    tokenizer: Any,
+    card: dict[str, Any],
+    corpus: Corpus,
+    settings: WarmStartSettings,
+    checkpoint: Path,
+    precision: torch.dtype,
+) -> tuple[nn.Module, dict[str, Any]]:
     torch.manual_seed(settings.seed)
     full = settings.lora_rank == 0
     if full:
@@ -195,9 +230,9 @@ def _train(model, tokenizer, card, corpus, settings, checkpoint, precision) -> t
         )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-    run = _run_hash(settings, card, corpus)
+    run = _fingerprint(settings, card, corpus)
     state = _load_checkpoint(checkpoint, run)
-    record = {"loss": [], "tokens": 0, "answer_tokens": 0, "seconds": 0.0}
+    record: dict[str, Any] = {"loss": [], "tokens": 0, "answer_tokens": 0, "seconds": 0.0}
     if state:
         record = state["record"]
         optimiser.load_state_dict(state["optimiser"])
@@ -205,14 +240,14 @@ def _train(model, tokenizer, card, corpus, settings, checkpoint, precision) -> t
             for name, parameter in trained.items():
                 parameter.copy_(state["weights"][name])
     device_type = next(model.parameters()).device.type
-    tokens_at_once = MICRO_BATCH_SIZE // model.config.hidden_size
+    micro_batch_tokens = MICRO_BATCH_SIZE // model.config.hidden_size
     begin, before = time.perf_counter(), record["seconds"]
-    done = len(record["loss"])
-    for step in (bar := tqdm(range(done, settings.steps), initial=done, total=settings.steps, desc="warm start")):
+    first = len(record["loss"])
+    for step in (bar := tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="warm start")):
         sequences = [encode(example, tokenizer, card) for example in _examples(corpus, settings, step)]
         count = sum(len(p.targets) for p in sequences)
         total = 0.0
-        for batch in micro_batches(sequences, tokens_at_once):
+        for batch in micro_batches(sequences, micro_batch_tokens):
             with torch.autocast(device_type, precision, enabled=precision != torch.float32):
                 loss = loss_sum(model, batch) / count
             loss.backward()
@@ -246,6 +281,7 @@ def _examples(corpus: Corpus, settings: WarmStartSettings, step: int) -> list[Ex
 
 
 def _schedule(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of the highest rate."""
     rise = max(1, steps // 20)
     return min((step + 1) / rise, 1.0 - 0.9 * step / steps)
 
@@ -253,17 +289,17 @@ def _schedule(step: int, steps: int) -> float:
 # ---------------------------------------------------------------------------------------------- checkpoints
 
 
-def _run_hash(settings: WarmStartSettings, card: dict, corpus: Corpus) -> str:
-    """What a checkpoint belongs to: other settings, weights or bodies make it worthless."""
+def _fingerprint(settings: WarmStartSettings, card: dict[str, Any], corpus: Corpus) -> str:
+    """Identifies a training run. A checkpoint is useless for other settings, weights or bodies."""
     parts = [asdict(settings), card.get("sha256"), [b.text for b in corpus.bodies], corpus.failures]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _load_checkpoint(path: Path, run: str) -> dict | None:
+def _load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         state = torch.load(path, weights_only=True)
-    except Exception:  # cut short by a full disk: the run starts over
+    except Exception:  # the file is damaged, e.g. cut short: the run starts over
         return None
     return state if state.get("run") == run else None

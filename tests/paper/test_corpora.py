@@ -1,17 +1,15 @@
-"""The perplexity texts: Wikipedia's markup, the stand-ins, and the hub behind a local fake of it."""
+"""The perplexity texts: the stand-ins, how the Wikipedia articles were cleaned, and the hub behind a local fake."""
 
 import bz2
 import hashlib
+import importlib.util
 import json
-import os
 import socket
-import subprocess
 import sys
 import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,10 +17,13 @@ import pytest
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.data import corpora
-from etpo_paper.data.corpora import CORPORA, HubText, build_corpus, hub_documents, load_corpus
-from etpo_paper.data.wikitext import clean_wikitext, read_dump
+from etpo_paper.data.corpora import CORPORA, HubText, build_corpus, hub_documents, load_corpus, networkx_modules
+from pipeline import corpora as stage
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("rebuild_corpora", corpora.EMBEDDED / "rebuild.py")
+rebuild = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rebuild)
+
 ARTICLE = """{{Infobox person
 | name = {{nowrap|Ada}}
 }}
@@ -59,11 +60,11 @@ def one_line(error) -> str:
     return str(error.value)
 
 
-# Markup ------------------------------------------------------------------------------------------------------------
+# Cleaning the articles ---------------------------------------------------------------------------------------------
 
 
 def test_markup_is_reduced_to_text():
-    assert clean_wikitext(ARTICLE) == (
+    assert rebuild.clean_wikitext(ARTICLE) == (
         "Ada was a maths person from London. She wrote Notes – see her page.\n\n"
         "The sum is small.\n\n== Life ==\n* born in 1815"
     )
@@ -84,65 +85,96 @@ def test_markup_is_reduced_to_text():
     ],
 )
 def test_nested_markup(markup, text):
-    assert clean_wikitext(markup) == text
+    assert rebuild.clean_wikitext(markup) == text
+
+
+def dump(*pages: tuple[str, int, str]) -> bytes:
+    page = "<page><title>{}</title><ns>{}</ns><revision><text>{}</text></revision></page>"
+    text = "".join(page.format(*given) for given in pages)
+    return f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{text}</mediawiki>'.encode()
 
 
 def test_only_articles_are_read_from_a_dump():
-    page = "<page><title>{}</title><ns>{}</ns><revision><text>{}</text></revision></page>"
-    pages = page.format("A", 0, "one") + page.format("Talk:A", 1, "two") + page.format("B", 0, "")
-    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
-    assert read_dump(dump.encode()) == [("A", "one"), ("B", "")]
+    pages = dump(("A", 0, "one"), ("Talk:A", 1, "two"), ("C", 0, "#REDIRECT [[A]]"), ("B", 0, ""))
+    assert rebuild.read_dump(pages) == [("A", "one"), ("B", "")]
+
+
+def test_rebuilding_writes_articles_up_to_the_wanted_length(root, monkeypatch, capsys):
+    with zipfile.ZipFile(root / "gensim.whl", "w") as archive:
+        pages = dump(*((title, 0, f"'''{title}''' is [[long]].") for title in ("One A", "Two", "Three")))
+        archive.writestr(rebuild.DUMP, bz2.compress(pages))
+    monkeypatch.setattr(rebuild, "CHARACTERS", 30)
+    monkeypatch.setattr(sys, "argv", ["rebuild.py", "--wheel", str(root / "gensim.whl"), "--out", str(root / "out")])
+    rebuild.main()
+    texts = {path.name: path.read_text() for path in (root / "out").iterdir()}
+    order = [line.split("/")[1].split(".")[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(order) == 2 and set(texts) == {f"{name}.txt" for name in order}
+    whole, cut = (texts[f"{name}.txt"] for name in order)
+    assert whole.startswith("= ") and whole.endswith(" is long.")
+    assert len(whole + rebuild.SEPARATOR + cut) == 30  # as long as the corpus that is made of them
 
 
 # The stand-ins -----------------------------------------------------------------------------------------------------
 
 
-def test_code_and_papers_are_built_the_same_every_time():
-    for name in ("github", "arxiv"):
+def test_stand_ins_are_built_the_same_every_time():
+    for name in CORPORA:
         card = build_corpus(name, "packaged", 50_000, "smoke")
         data = (paths.CORPORA / "smoke" / f"{name}.txt").read_bytes()
         assert build_corpus(name, "packaged", 50_000, "smoke") == card
         assert (paths.CORPORA / "smoke" / f"{name}.txt").read_bytes() == data
         text = load_corpus(name, "smoke")
         assert len(text.text) == card["characters"] == 50_000
-        assert text.stand_in == CORPORA[name].stand_in and "in place of" in text.stand_in
-        assert card["licence"] in ("BSD-3-Clause", "MIT") and text.source == card["source"]
+        assert text.stand_in == CORPORA[name].packaged.sentence and "in place of" in text.stand_in
+        assert text.source == card["source"]
         assert build_corpus(name, "packaged", 1000, "smoke")["sha256"] != card["sha256"]
-    assert "\\begin{document}" in load_corpus("arxiv", "smoke").text or card["documents"] == 1
 
 
-def test_the_papers_are_whole_and_no_longer_than_they_are():
-    card = build_corpus("arxiv", "packaged", 10**7, "smoke")
-    assert card["documents"] == 3 and card["characters"] == 180_917 + 2 * 2
-    assert load_corpus("arxiv", "smoke").text.count("\\begin{document}") == 3
+def test_the_stage_writes_the_texts_on_which_the_results_were_measured():
+    stage.main(["--scale", "laptop"])
+    cards = {name: json.loads((paths.CORPORA / "laptop" / f"{name}.json").read_text()) for name in CORPORA}
+    assert cards["wikitext"]["sha256"] == "2d33e783df774a83f0ba742b64658906b9067a7687cf1595c6403587117e50a5"
+    assert cards["arxiv"]["sha256"] == "e74c38675baf893813e82dd7f21a39418b600eb08b0dcfd04748de05365b55e6"
+    assert {name: (card["characters"], card["licence"]) for name, card in cards.items()} == {
+        "github": (200_000, "BSD-3-Clause"),
+        "wikitext": (200_000, "CC BY-SA 3.0 and GFDL"),
+        "arxiv": (180_917 + 2 * 2, "MIT"),
+    }
+    assert (cards["wikitext"]["documents"], cards["arxiv"]["documents"]) == (7, 3)
+    assert load_corpus("arxiv", "laptop").text.count("\\begin{document}") == 3
+
+
+def test_the_stage_says_in_one_line_what_is_wrong(root, monkeypatch, capsys):
+    monkeypatch.setattr(corpora, "EMBEDDED", root)
+    with pytest.raises(SystemExit) as stopped:
+        stage.main(["--scale", "smoke"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and "animal_farm.txt is missing or was changed" in line and "git checkout" in line
 
 
 def test_no_test_and_no_scikit_learn_in_the_code():
-    names = [name for name, _ in corpora._package_code()]
-    assert len(names) > 200 and not any("tests/" in name for name in names)
-    assert names != sorted(names)  # no alphabetical cluster in a text that is cut
+    modules = networkx_modules()
+    assert len(modules) > 200 and not any("tests" in path.parts for path in modules)
+    assert modules != sorted(modules)  # a text that is cut does not hold the beginning of the alphabet alone
 
 
-def test_a_changed_paper_is_refused(root, monkeypatch):
-    monkeypatch.setattr(corpora, "VENDORED", root)
+@pytest.mark.parametrize("name, file", [("arxiv", "celerite.tex"), ("wikitext", "wikipedia/animal_farm.txt")])
+def test_a_changed_text_is_refused(root, monkeypatch, name, file):
+    monkeypatch.setattr(corpora, "EMBEDDED", root)
+    (root / file).parent.mkdir(exist_ok=True)
+    (root / file).write_text("something else")
     with pytest.raises(UserError, match="git checkout") as error:
-        build_corpus("arxiv", "packaged", 1000, "smoke")
+        build_corpus(name, "packaged", 1000, "smoke")
     one_line(error)
 
 
-def test_articles_come_from_the_wheel(root, monkeypatch):
-    page = "<page><title>{}</title><ns>0</ns><revision><text>{}</text></revision></page>"
-    pages = page.format("A", "'''A''' is [[b]].") + page.format("C", "#REDIRECT [[A]]") + page.format("D", "d")
-    dump = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
-    paths.DOWNLOADS.mkdir()
-    wheel = paths.DOWNLOADS / corpora.GENSIM_WHEEL
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(corpora.ARTICLES, bz2.compress(dump.encode()))
-    monkeypatch.setattr(corpora, "GENSIM_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    card = build_corpus("wikitext", "packaged", 1000, "smoke")
-    text = load_corpus("wikitext", "smoke").text
-    assert sorted(text.split("\n\n")) == ["= A =", "= D =", "A is b.", "d"]
-    assert card["documents"] == 2 and "CC BY-SA" in card["licence"] and "gensim" in card["stand_in"]
+def test_the_notice_lists_every_text():
+    notice = (corpora.EMBEDDED / "NOTICE.md").read_text()
+    files = {p.relative_to(corpora.EMBEDDED).as_posix() for p in corpora.EMBEDDED.rglob("*.t[xe][tx]")}
+    assert files == set(corpora.ARTICLES | corpora.PAPERS)
+    for file in files:
+        (line,) = [line for line in notice.splitlines() if line.startswith(f"| `{file}` |")]
+        assert f"`{hashlib.sha256((corpora.EMBEDDED / file).read_bytes()).hexdigest()}`" in line
 
 
 def test_names_sources_and_damaged_files_are_checked():
@@ -182,7 +214,7 @@ class Hub:
                 if data is None:
                     self.send_header("X-Error-Code", "EntryNotFound")
                 self.send_header("X-Repo-Commit", "a" * 40)
-                self.send_header("ETag", f'"{corpora._sha256(data or b"")}"')
+                self.send_header("ETag", f'"{hashlib.sha256(data or b"").hexdigest()}"')
                 self.send_header("Content-Length", str(len(data or b"")))
                 self.end_headers()
                 return data
@@ -278,16 +310,3 @@ def test_a_hub_that_is_not_there(monkeypatch):
         list(hub_documents(HubText("a/b", "c.jsonl", "text", "")))
     one_line(error)
     assert time.monotonic() - begin < 5  # the hub's own client would try for half a minute
-
-
-def test_the_stage_says_in_one_line_what_is_wrong(root):
-    (root / "params.yaml").write_text(
-        "corpora: {source: packaged, characters: 10}\nmethods: {}\n"
-        "scales: {smoke: {model: tiny, methods: [], tasks: [], seeds: []}}\n"
-    )
-    environment = os.environ | {"ETPO_ROOT": str(root), "PIP_NO_INDEX": "1"}
-    for scale, words in (("smoke", "gensim==4.4.0: pip could not download it"), ("huge", "unknown scale 'huge'")):
-        command = [sys.executable, "-m", "pipeline.corpora", "--scale", scale]
-        done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True)
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-        assert words in done.stderr

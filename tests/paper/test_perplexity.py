@@ -1,6 +1,7 @@
 """Perplexity: against the naive computation, and where its value is known without computing."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from fixtures_results import CHECKOUT, make_results, make_root
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -218,11 +220,7 @@ def models(tmp_path_factory):
 def root(tmp_path, monkeypatch, models):
     """A root with two tiny models, three corpora and the results of one seed of a smoke run."""
     make_root(tmp_path)
-    params = (tmp_path / "params.yaml").read_text()
-    assert "perplexity: {tokens: 1024}" in params
-    (tmp_path / "params.yaml").write_text(
-        params.replace("perplexity: {tokens: 1024}", "perplexity: {tokens: 96, window: 64, stride: 32}")
-    )
+    _set(tmp_path, tokens=96, window=64, stride=32)
     for name, folder in {
         "ROOT": "", "PARAMS": "params.yaml", "RESULTS": "results", "EVALUATIONS": "evaluations", "MODELS": "models",
         "CORPORA": "data/corpora", "FIGURES": "figures",
@@ -237,12 +235,19 @@ def root(tmp_path, monkeypatch, models):
         words = f"a text called {name} " * 200
         (paths.CORPORA / "smoke" / f"{name}.txt").write_text(words)
         card = {"source": f"source of {name}", "stand_in": None if name == "arxiv" else "made by a test"}
-        card["sha256"] = corpora._sha256(words.encode())
+        card["sha256"] = hashlib.sha256(words.encode()).hexdigest()
         (paths.CORPORA / "smoke" / f"{name}.json").write_text(json.dumps(card))
     shutil.copytree(models, paths.MODELS)
     model, _, _ = language_model.load_model("tiny")
     _adapted(model).save_pretrained(_run(tmp_path, 0) / "checkpoint" / "policy", selected_adapters=["policy"])
     return tmp_path
+
+
+def _set(root: Path, **settings: int) -> None:
+    """Sets the settings of the section `perplexity` for the scale smoke."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["scales"]["smoke"]["perplexity"] = settings
+    (root / "params.yaml").write_text(yaml.dump(params))
 
 
 def _run(root: Path, seed: int) -> Path:
@@ -304,9 +309,10 @@ def test_stage_goes_on_where_it_was_killed(root, monkeypatch):
 
 def test_stage_measures_again_what_changed(root, monkeypatch):
     first = {(row["model"], row["corpus"]): row["key"] for row in _rows(stage.run("smoke"))}
-    (paths.CORPORA / "smoke" / "arxiv.txt").write_text("another text " * 300)
+    words = "another text " * 300
+    (paths.CORPORA / "smoke" / "arxiv.txt").write_text(words)
     card = json.loads((paths.CORPORA / "smoke" / "arxiv.json").read_text())
-    card["sha256"] = corpora._sha256((paths.CORPORA / "smoke" / "arxiv.txt").read_bytes())
+    card["sha256"] = hashlib.sha256(words.encode()).hexdigest()
     (paths.CORPORA / "smoke" / "arxiv.json").write_text(json.dumps(card))
     model, _, _ = language_model.load_model("tiny")
     _adapted(model, seed=4).save_pretrained(_run(root, 0) / "checkpoint" / "policy", selected_adapters=["policy"])
@@ -356,8 +362,7 @@ def test_adapters_come_and_go_without_a_trace(root):
 
 def test_stage_measures_again_when_a_setting_changed(root):
     before = [row["key"] for row in _rows(stage.run("smoke"))]
-    params = (root / "params.yaml").read_text()
-    (root / "params.yaml").write_text(params.replace("stride: 32", "stride: 31"))
+    _set(root, tokens=96, window=64, stride=31)
     after = [row["key"] for row in _rows(stage.run("smoke"))]
     assert len(before) == len(after) and not set(before) & set(after)
 

@@ -1,4 +1,7 @@
+"""The warm start: what is mined from scikit-learn, the corpus that is made of it, the training, and the report."""
+
 import random
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -223,22 +226,30 @@ def test_micro_batches_keep_every_sequence_and_the_limit():
     assert [len(group) * max(len(p.ids) for p in group) for group in groups] == [18, 7, 51]
 
 
-SETTINGS = WarmStartSettings(steps=6, batch=8, learning_rate=3e-3, lora_rank=0, max_tokens=60, seed=0)
+SETTINGS = WarmStartSettings(steps=4, batch=8, learning_rate=3e-3, lora_rank=0, max_tokens=60, seed=0)
 
 
 def weights_of(model):
     return torch.cat([p.flatten() for p in model.state_dict().values()])
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_training_learns_repeats_and_yields_a_plain_model(tiny, small_corpus, tmp_path, rank):
-    settings = replace(SETTINGS, lora_rank=rank)
-    model, record = train(*tiny, small_corpus, settings, tmp_path / "a.pt")
+@pytest.fixture(scope="module", params=[0, 4], ids=["all weights", "adapter"])
+def trained(request, model_folder, small_corpus, tmp_path_factory):
+    """Settings, and the model, record and checkpoint that a training with them gives, in a precision fast anywhere."""
+    settings = replace(SETTINGS, lora_rank=request.param)
+    checkpoint = tmp_path_factory.mktemp("whole") / "run.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "MODELS", model_folder)
+        patch.setattr(sft, "choose", lambda least_exact: SimpleNamespace(precision="float32"))
+        model, record = train(*load_model("tiny-base"), small_corpus, settings, checkpoint)
+    return settings, model, record, checkpoint
+
+
+def test_training_learns_and_yields_a_plain_model(trained):
+    settings, model, record, _ = trained
     assert record["loss"][-1] < record["loss"][0] and len(record["loss"]) == settings.steps
     assert type(model).__name__ == "LlamaForCausalLM" and not any(p.requires_grad for p in model.parameters())
     assert not any("lora" in name for name in model.state_dict())
-    again, _ = train(*load_model("tiny-base"), small_corpus, settings, tmp_path / "b.pt")
-    assert torch.equal(weights_of(model), weights_of(again))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
@@ -248,39 +259,38 @@ def test_training_takes_its_products_in_the_precision_that_the_machine_is_fast_i
     monkeypatch.setattr(sft, "choose", lambda least_exact: SimpleNamespace(precision=precision))
     seen, model = set(), tiny[0]
     model.model.layers[0].mlp.register_forward_hook(lambda *call: seen.add(str(call[-1].dtype)))
-    _, record = train(*tiny, small_corpus, SETTINGS, tmp_path / "a.pt")
+    _, record = train(*tiny, small_corpus, replace(SETTINGS, steps=1), tmp_path / "a.pt")
     assert record["precision"] == precision and seen == {f"torch.{precision}"}
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_a_killed_run_goes_on_to_the_same_weights(tiny, small_corpus, tmp_path, monkeypatch, rank):
-    settings = replace(SETTINGS, lora_rank=rank)
-    whole, _ = train(*tiny, small_corpus, settings, tmp_path / "whole.pt")
+def test_a_killed_run_goes_on_to_the_same_weights(trained, tiny, small_corpus, tmp_path, monkeypatch):
+    settings, whole, whole_record, _ = trained
+    monkeypatch.setattr(sft, "choose", lambda least_exact: SimpleNamespace(precision="float32"))
     monkeypatch.setattr(sft, "CHECKPOINT_EVERY", 2)
     examples = sft._examples
     seen = []
 
-    def killed_at_step_4(corpus_, settings_, step):
+    def killed_at_step_3(corpus_, settings_, step):
         seen.append(step)
-        if len(seen) == 5:
+        if len(seen) == 4:
             raise KeyboardInterrupt
         return examples(corpus_, settings_, step)
 
-    monkeypatch.setattr(sft, "_examples", killed_at_step_4)
+    monkeypatch.setattr(sft, "_examples", killed_at_step_3)
     with pytest.raises(KeyboardInterrupt):
-        train(*load_model("tiny-base"), small_corpus, settings, tmp_path / "part.pt")
+        train(*tiny, small_corpus, settings, tmp_path / "part.pt")
     resumed, record = train(*load_model("tiny-base"), small_corpus, settings, tmp_path / "part.pt")
-    assert seen == [0, 1, 2, 3, 4, 4, 5]
-    assert len(record["loss"]) == settings.steps
+    assert seen == [0, 1, 2, 3, 2, 3]
+    assert record["loss"] == whole_record["loss"]
     assert torch.equal(weights_of(whole), weights_of(resumed))
 
 
-def test_a_checkpoint_of_other_settings_or_cut_short_is_not_used(tiny, small_corpus, tmp_path):
-    path = tmp_path / "run.pt"
-    train(*tiny, small_corpus, SETTINGS, path)
-    run = sft._run_hash(SETTINGS, tiny[2], small_corpus)
+def test_a_checkpoint_of_other_settings_or_cut_short_is_not_used(trained, tiny, small_corpus, tmp_path):
+    settings, _, _, checkpoint = trained
+    path = shutil.copy(checkpoint, tmp_path / "run.pt")
+    run = sft._fingerprint(settings, tiny[2], small_corpus)
     assert sft._load_checkpoint(path, run)["run"] == run
-    assert sft._load_checkpoint(path, sft._run_hash(replace(SETTINGS, seed=1), tiny[2], small_corpus)) is None
+    assert sft._load_checkpoint(path, sft._fingerprint(replace(settings, seed=1), tiny[2], small_corpus)) is None
     path.write_bytes(path.read_bytes()[:500])
     assert sft._load_checkpoint(path, run) is None
 
@@ -342,7 +352,8 @@ def test_report_counts_what_runs(tiny, monkeypatch):
     assert executor.calls[0][0] == program(naive) and len(executor.calls[1]) == 3
 
 
-def test_report_samples_real_bodies(tiny):
+def test_report_samples_real_bodies(tiny, monkeypatch):
+    monkeypatch.setattr(report, "MAX_NEW_TOKENS", 20)
     task = SimpleNamespace(x=np.zeros((20, 3)), y=np.arange(20) % 2, spec=SimpleNamespace(name="t", description="T"))
     found = report.measure(*tiny, [task], _Executor(), samples=3, seed=0, dtype=torch.float32)
     again = report.measure(*tiny, [task], _Executor(), samples=3, seed=0, dtype=torch.float32)

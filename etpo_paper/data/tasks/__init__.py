@@ -1,8 +1,9 @@
 """The fourteen tables that the agent writes classifiers for.
 
-`TASKS` says what each task is, `prepare_task` gets its table from a source and preprocesses it as the paper does,
-`save_task` and `load_task` keep it under data/tables. Every table is checked, on the way in and again on each load,
-against the rows, class counts and fingerprint of the registry; a stand-in says so in `Task.stand_in`.
+`TASKS` says what each task is. `prepare_task` gets the table of a task from a source and preprocesses it as the paper
+does; `save_task` writes it to data/tables and `load_task` reads it from there. Each table is compared with the row
+count, class counts and fingerprint in the registry, both when it is prepared and whenever it is loaded. Where a
+stand-in replaces the paper's table, `Task.stand_in` says so.
 """
 
 from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec

@@ -2,15 +2,17 @@
 
 The paper takes its tables through the loader of CAAFE (arXiv 2305.03403), whose subsampling is random but fixed:
 
-1. An OpenML table is shuffled under seed 13 and cut to 10,000 rows.
-2. Once all ten are loaded, each in turn is shuffled again by the *same global generator*, in whatever state the last
-   shuffle of step 1 (jungle-chess, 44,819 rows) left it, and the first `fraction * min(rows, 2000)` rows are kept. So a
-   table's rows depend on the lengths of all ten tables, but on nothing else of the others.
-3. The rows are split 75/25 under seed 0 and, in the paper's code, put together again: training part first.
-4. Rows with missing values go.
+1. Each OpenML table is shuffled with seed 13 and cut to 10,000 rows.
+2. After all ten tables were loaded, each of them in turn is shuffled again by *one shared generator*, which continues
+   from the state that the last shuffle of step 1 left (that of jungle-chess with its 44,819 rows). The first
+   `fraction * min(rows, 2000)` rows are kept. The rows of a table therefore depend on the number of rows of all ten
+   tables, but on nothing else in the others.
+3. The rows are split 75/25 with seed 0. The paper's code puts the two parts together again, the training part first.
+4. Rows with missing values are dropped.
 
-The four Kaggle tables keep their order: rows with missing values go, the first 2000 stay, identifiers are dropped,
-and in two of them every column, numbers too, is replaced by the rank of its value.
+The four Kaggle tables keep their order: rows with missing values are dropped, the first 2000 of the others are kept,
+and identifier columns are dropped. In two of the tables every value, numbers included, is replaced by its rank in the
+column.
 """
 
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ TEST_SHARE = 0.25  # step 3
 
 
 def openml_order(name: str) -> np.ndarray:
-    """Which raw rows of an OpenML table the paper uses, in its order, before rows with missing values go.
+    """Which rows of a raw OpenML table the paper uses, in its order, before step 4 drops incomplete rows.
 
     Args:
         name: an OpenML task of the registry.
@@ -58,15 +60,15 @@ def openml_order(name: str) -> np.ndarray:
 
 
 def openml_table(spec: TaskSpec, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 1 to 4 for one raw OpenML table.
+    """Applies steps 1 to 4 to a raw OpenML table.
 
     Args:
-        spec: the task; its `raw_rows` must be the number of rows given.
-        x: float64 [raw rows, features], categories as codes in the order of the ARFF header, NaN where missing.
+        spec: the task; the table must have `spec.raw_rows` rows.
+        x: float64 [raw rows, features]; categories are codes in the order of the ARFF header, missing values are NaN.
         y: int64 [raw rows].
 
     Returns:
-        x and y as the paper uses them. Values pass through single precision, as in the paper's loader.
+        x and y as the paper uses them. The values are rounded to single precision, as in the paper's loader.
     """
     order = openml_order(spec.name)
     x, y = x[order].astype(np.float32).astype(np.float64), y[order]
@@ -74,32 +76,35 @@ def openml_table(spec: TaskSpec, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
 
 
 def complete_rows(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows without a missing value."""
+    """Drops the rows with a missing value."""
     complete = ~np.isnan(x).any(axis=1)
     return x[complete], y[complete]
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Each value's place among the sorted distinct values (what scikit-learn's LabelEncoder gives)."""
+    """The position of each value among the sorted distinct values, as scikit-learn's LabelEncoder returns it."""
     return np.unique(values, return_inverse=True)[1].reshape(-1)
 
 
 def kaggle_table(
     frame: "pd.DataFrame", target: str, drop: tuple[str, ...], coded: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The four Kaggle tables, and the stand-ins for them.
+    """Preprocesses one of the four Kaggle tables, or the stand-in for one.
 
     Args:
         frame: the file as pandas reads it.
         target: the column to predict.
         drop: identifier columns.
-        coded: whether every column becomes ranks.
+        coded: whether every value is replaced by its rank in the column.
 
     Returns:
-        x float64 [rows, features], y int64 [rows], feature names.
+        x: float64 [rows, features].
+        y: int64 [rows].
+        columns: the feature names.
 
     Raises:
-        ValueError: a column that is not coded holds text.
+        KeyError: a column is missing.
+        ValueError: a column holds text, and `coded` is False.
     """
     frame = frame.dropna().iloc[:MAX_ROWS]
     features = frame.drop(columns=[*drop, target])

@@ -1,9 +1,10 @@
-"""A task's table: what it holds, how it lies on disk, and how it is checked.
+"""The table of a task: what it holds, how it is stored, and how it is checked.
 
-A `Task` is the pair (x, y) that every method trains and is scored on, with the description of the task and a note of
-where the numbers came from. On disk a task is `{name}.csv` (feature columns, then the class as `target`) and
-`{name}.json` (source, stand-in, fingerprint, counts). The fingerprint is the sha256 of the CSV file below its header,
-so `tail -n +2 FILE | sha256sum` gives it too; it covers every number and their order, but not the column names.
+A `Task` holds the pair (x, y) that every method trains on and is scored on, the description of the task, and a note of
+where the numbers came from. On disk a task is two files: `{name}.csv` with the feature columns and the class in the
+column `target`, and `{name}.json` with the source, the stand-in, the fingerprint and the counts. The fingerprint is the
+SHA-256 of the CSV file without its header line, which `tail -n +2 FILE | sha256sum` prints as well. It covers every
+number and the order of the rows and columns, but not the column names.
 """
 
 import csv
@@ -17,7 +18,7 @@ import numpy as np
 
 from etpo_core.errors import UserError, unknown
 from etpo_paper.base import paths
-from etpo_paper.data.tasks.registry import TASKS, TaskSpec
+from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec
 
 TARGET = "target"
 REBUILD = "make it again with `python -m pipeline.data`"
@@ -25,15 +26,15 @@ REBUILD = "make it again with `python -m pipeline.data`"
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A table, ready to train on.
+    """A table that is ready to train on.
 
     Attributes:
-        spec: the task as the paper has it; the table of a stand-in may have other rows and columns than the spec says.
+        spec: the task as the paper has it. A stand-in may have other rows and columns than the spec says.
         x: float64 [rows, features], no NaN.
         y: int64 [rows], classes 0..k-1.
         columns: the feature names.
         source: "embedded", "online" or "local".
-        stand_in: None for the paper's own table, else a sentence that names the table used instead.
+        stand_in: None for the paper's own table, else a sentence that names the table used in its place.
         sha256: fingerprint of (x, y).
     """
 
@@ -47,39 +48,50 @@ class Task:
 
     @property
     def rows(self) -> int:
-        """Rows of this table."""
+        """Number of rows of this table."""
         return len(self.y)
 
     @property
     def features(self) -> int:
-        """Feature columns of this table."""
+        """Number of feature columns of this table."""
         return self.x.shape[1]
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """Rows of each class of this table."""
+        """Rows of each class in this table."""
         return tuple(np.bincount(self.y).tolist())
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same float."""
+    """Writes a float as the shortest text that reads back as the same float."""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def canonical(x: np.ndarray, y: np.ndarray) -> bytes:
-    """The table as text: a line a row, features then class, each number as short as it can be read back exactly."""
+    """The table as text, one line for each row with the features first and the class last.
+
+    Every number has the shortest form that reads back as the same float.
+    """
     lines = [",".join(map(_number, row)) + f",{label}\n" for row, label in zip(x.tolist(), y.tolist(), strict=True)]
     return "".join(lines).encode("ascii")
 
 
 def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
-    """The sha256 of `canonical(x, y)`."""
+    """The SHA-256 of `canonical(x, y)` in hexadecimal."""
     return hashlib.sha256(canonical(x, y)).hexdigest()
 
 
-def _check(what: str, spec: TaskSpec, stand_in: bool, shape: tuple[int, int], counts: tuple, sha256: str, cure: str):
-    """Compares a table with what the registry says of it; the first difference is a UserError."""
-    known = spec.stand_in if stand_in else spec
+def _check(
+    what: str,
+    spec: TaskSpec,
+    stand_in: StandIn | None,
+    shape: tuple[int, ...],
+    counts: tuple[int, ...],
+    sha256: str,
+    cure: str,
+) -> None:
+    """Compares a table with what the registry says about it, and reports the first difference as a UserError."""
+    known = stand_in or spec
     found = (*shape, counts, sha256)
     expected = (known.rows, known.features, known.class_counts, known.sha256)
     for name, want, have in zip(("rows", "feature columns", "class counts", "sha256"), expected, found, strict=True):
@@ -95,11 +107,11 @@ def make_task(
     y: np.ndarray,
     columns: tuple[str, ...],
     source: str,
-    stand_in: bool,
+    stand_in: StandIn | None,
     what: str,
     cure: str,
 ) -> Task:
-    """Builds a task from a source's numbers, once they agree with the registry.
+    """Makes a task of the numbers that a source delivered, after comparing them with the registry.
 
     Args:
         spec: the task.
@@ -107,12 +119,12 @@ def make_task(
         y: int [rows].
         columns: feature names.
         source: "embedded", "online" or "local".
-        stand_in: whether the numbers are the declared stand-in's.
-        what: the file or download, named in an error.
-        cure: what to do about an error.
+        stand_in: the stand-in that the numbers belong to, None if they are the paper's.
+        what: the file or download, to be named in an error.
+        cure: what the user can do about an error.
 
     Raises:
-        UserError: rows, columns, class counts, fingerprint or values are not as registered.
+        UserError: rows, columns, class counts, fingerprint or values differ from the registry.
     """
     x = np.ascontiguousarray(x, dtype=np.float64)
     y = np.ascontiguousarray(y, dtype=np.int64)
@@ -122,16 +134,16 @@ def make_task(
         raise UserError(f"{what}: expected classes numbered from 0 in at least one row, found {len(y)} rows; {cure}")
     sha256 = fingerprint(x, y)
     _check(what, spec, stand_in, x.shape, tuple(np.bincount(y).tolist()), sha256, cure)
-    text = spec.stand_in.text(spec) if stand_in else None
-    return Task(spec, x, y, columns, source, text, sha256)
+    return Task(spec, x, y, columns, source, stand_in.text(spec) if stand_in else None, sha256)
 
 
 def save_task(task: Task, folder: Path | None = None) -> Path:
-    """Writes `{name}.csv` and `{name}.json` into a folder (default data/tables) and returns the CSV's path."""
+    """Writes `{name}.csv` and `{name}.json` to a folder (by default data/tables) and returns the path of the CSV."""
     folder = folder or paths.TABLES
     folder.mkdir(parents=True, exist_ok=True)
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow([*task.columns, TARGET])
+    licensed = task.spec.stand_in if task.stand_in and task.spec.stand_in else task.spec
     note = {
         "task": task.spec.name,
         "source": task.source,
@@ -140,7 +152,7 @@ def save_task(task: Task, folder: Path | None = None) -> Path:
         "rows": task.rows,
         "features": task.features,
         "class_counts": list(task.class_counts),
-        "licence": task.spec.stand_in.licence if task.stand_in else task.spec.licence,
+        "licence": licensed.licence,
     }
     table = folder / f"{task.spec.name}.csv"
     table.write_bytes(header.getvalue().encode("utf-8") + canonical(task.x, task.y))
@@ -149,14 +161,14 @@ def save_task(task: Task, folder: Path | None = None) -> Path:
 
 
 def load_task(name: str, folder: Path | None = None) -> Task:
-    """Reads a prepared task and checks it again.
+    """Reads a prepared task and checks it once more.
 
     Args:
         name: a key of `TASKS`.
-        folder: where the prepared tables lie; default data/tables.
+        folder: where the prepared tables lie, by default data/tables.
 
     Raises:
-        UserError: unknown task, no prepared table, or a table that is not what its note or the registry says.
+        UserError: the task is unknown, its table was not prepared, or the table differs from its note or the registry.
     """
     if name not in TASKS:
         raise unknown("task", name, TASKS)
@@ -186,5 +198,5 @@ def load_task(name: str, folder: Path | None = None) -> Task:
         raise UserError(f"{table}: expected {x.shape[1]} column names and `{TARGET}` in the first line; {REBUILD}")
     if stand_in is not None and (spec.stand_in is None or stand_in != spec.stand_in.text(spec)):
         raise UserError(f"{note_path}: the stand-in named there is not the one declared for {name}; {REBUILD}")
-    _check(str(table), spec, stand_in is not None, x.shape, counts, sha256, REBUILD)
+    _check(str(table), spec, None if stand_in is None else spec.stand_in, x.shape, counts, sha256, REBUILD)
     return Task(spec, x, y, tuple(columns[:-1]), source, stand_in, sha256)

@@ -1,5 +1,9 @@
-"""Loopback servers that speak as much of OpenML's and Kaggle's protocol as their client packages use."""
+"""What the tests of the tasks share: loopback servers that speak as much of OpenML's and Kaggle's protocol as the
+client packages use, and small tables.
+"""
 
+import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -8,6 +12,12 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from etpo_paper.data.tasks import TASKS
+from etpo_paper.data.tasks.generators import GENERATORS
+
+# Generating this table takes a second, so all tests share it.
+GENERATORS["jungle-chess"] = functools.cache(GENERATORS["jungle-chess"])
 
 OML = "http://openml.org/openml"
 
@@ -81,7 +91,8 @@ def openml_server(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENML_CACHE_DIR", str(tmp_path / "openml"))  # read when openml is first imported
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    openml = pytest.importorskip("openml")
+    import openml
+
     server = OpenMLServer()
     before = openml.config.server, openml.config.get_cache_directory()
     openml.config.server = f"{server.url}/api/v1/xml"
@@ -92,10 +103,16 @@ def openml_server(tmp_path, monkeypatch):
     server.close()
 
 
+@pytest.fixture
+def small_kaggle(monkeypatch):
+    """kidney-stone and health-insurance with tables of six made-up rows."""
+    for name, features in (("kidney-stone", 1), ("health-insurance", 2)):
+        small = {"raw_rows": 6, "rows": 5, "features": features, "class_counts": (3, 2), "sha256": None}
+        monkeypatch.setitem(TASKS, name, dataclasses.replace(TASKS[name], **small))
+
+
 class KaggleServer:
     """Serves CSV texts as the only file of a Kaggle download: `files["owner/set" or "competition"] = (name, text)`."""
-
-    PORT = 7777  # the packages' TEST environment fixes it
 
     def __init__(self):
         self.files: dict[str, tuple[str, str]] = {}
@@ -121,7 +138,8 @@ class KaggleServer:
                         archive.writestr(*outer.files[handle])
                     self.reply(200, packed.getvalue(), "application/zip")
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", self.PORT), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self):
@@ -142,14 +160,17 @@ def kaggle_home(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
-    pytest.importorskip("kagglehub")
+    import kagglehub  # noqa: F401  (it reads some of these variables when it is first imported)
+
+    # It reads the source of all callers in search of known libraries, which would take most of a test's time.
+    monkeypatch.setattr("kagglehub.clients.get_user_agent", lambda: "test")
 
 
 @pytest.fixture
-def kaggle_server(kaggle_home):
-    try:
-        server = KaggleServer()
-    except OSError:
-        pytest.skip(f"port {KaggleServer.PORT}, which Kaggle's packages fix for tests, is taken")
+def kaggle_server(kaggle_home, monkeypatch):
+    from kagglesdk import kaggle_env
+
+    server = KaggleServer()
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.TEST, server.url)
     yield server
     server.close()

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from etpo_paper.data.tasks.generators import balance_scale, jungle_chess, tic_tac_toe
+from etpo_paper.data.tasks.generators import GENERATORS, balance_scale, tic_tac_toe
 from etpo_paper.data.tasks.generators.jungle_chess import (
     BLACK,
     ELEPHANT,
@@ -48,7 +48,7 @@ def test_tic_tac_toe():
 
 @pytest.fixture(scope="module")
 def jungle():
-    return jungle_chess.table()
+    return GENERATORS["jungle-chess"]()
 
 
 def test_jungle_chess_is_the_published_table(jungle):

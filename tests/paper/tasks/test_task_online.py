@@ -2,23 +2,15 @@
 
 import dataclasses
 import hashlib
+import os
 
 import pytest
+from task_helpers import HEALTH, KIDNEY, one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.data.tasks import TASKS, prepare_task
 from etpo_paper.data.tasks.generators import GENERATORS
-
-KIDNEY = "id,gravity,target\n0,1.5,0\n1,1.25,1\n2,,1\n3,1.75,0\n4,1,1\n5,2,0\n"
-HEALTH = "ID,City,Age,Response\n1,C3,36,0\n2,C10,75,0\n3,C5,32,1\n4,C3,36,1\n5,C5,,0\n6,C10,9,0\n"
-
-
-def one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 def online(name):
@@ -103,8 +95,6 @@ def test_openml_wrong_file(openml_server, edit, part):
 
 
 def test_openml_settings_are_put_back(openml_server, monkeypatch):
-    import os
-
     import openml
 
     monkeypatch.delenv("OPENML_SKIP_PARQUET", raising=False)
@@ -116,15 +106,7 @@ def test_openml_settings_are_put_back(openml_server, monkeypatch):
     openml.config.set_retry_policy("human")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """A competition and a data set of Kaggle with six made-up rows."""
-    for name, features in (("kidney-stone", 1), ("health-insurance", 2)):
-        given = dict(raw_rows=6, rows=5, features=features, class_counts=(3, 2), sha256=None)
-        monkeypatch.setitem(TASKS, name, dataclasses.replace(TASKS[name], **given))
-
-
-def test_kaggle_competition(kaggle_server, small):
+def test_kaggle_competition(kaggle_server, small_kaggle):
     kaggle_server.files["playground-series-s3e12"] = ("train.csv", KIDNEY)
     task = online("kidney-stone")
     assert task.x[:, 0].tolist() == [1.5, 1.25, 1.75, 1, 2] and task.y.tolist() == [0, 1, 0, 1, 0]
@@ -132,7 +114,7 @@ def test_kaggle_competition(kaggle_server, small):
     assert kaggle_server.requests == ["DownloadDataFiles"]
 
 
-def test_kaggle_dataset(kaggle_server, small):
+def test_kaggle_dataset(kaggle_server, small_kaggle):
     spec = TASKS["health-insurance"]
     kaggle_server.files[spec.identifier] = (spec.files[0], HEALTH)
     task = online("health-insurance")
@@ -140,7 +122,7 @@ def test_kaggle_dataset(kaggle_server, small):
     assert kaggle_server.requests == ["GetDataset", "DownloadDataset"]
 
 
-def test_kaggle_wrong_content(kaggle_server, small, monkeypatch):
+def test_kaggle_wrong_content(kaggle_server, small_kaggle, monkeypatch):
     expected = hashlib.sha256(b"the paper's").hexdigest()
     monkeypatch.setitem(TASKS, "kidney-stone", dataclasses.replace(TASKS["kidney-stone"], sha256=expected))
     kaggle_server.files["playground-series-s3e12"] = ("train.csv", KIDNEY)

@@ -8,6 +8,7 @@ import pytest
 from etpo_paper.base import paths
 from etpo_paper.data.tasks import TASKS
 from etpo_paper.data.tasks.generators import GENERATORS
+from etpo_paper.data.tasks.registry import parse_task
 
 PAPER = [
     ("balance-scale", 125, 4, 3),
@@ -53,6 +54,40 @@ def test_every_task_has_exactly_one_embedded_form(spec):
     assert sum(forms) == 1
     file = spec.embedded or (spec.stand_in and spec.stand_in.file)
     assert file is None or (paths.EMBEDDED / file).is_file()
+
+
+ENTRY = {
+    "description": "Toy",
+    "origin": {"kind": "openml", "identifier": 7, "target": "class", "raw_rows": 6},
+    "table": {"rows": 5, "features": 2, "class_counts": [3, 2]},
+    "licence": "CC0",
+    "stand_in": {
+        "title": "toy", "origin": "a package", "file": "toy.arff", "target": "y", "sha256": "0", "licence": "MIT",
+        "table": {"rows": 4, "features": 2, "class_counts": [1, 3]},
+    },
+}  # fmt: skip
+
+
+def test_an_entry_becomes_a_task():
+    spec = parse_task("toy", ENTRY)
+    assert (spec.origin, spec.target, spec.rows, spec.class_counts, spec.classes) == ("OpenML 7", "class", 5, (3, 2), 2)
+    assert spec.files == ("toy.arff", "dataset_7_toy.arff", "7.arff")
+    assert spec.stand_in.text(spec) == "stand-in for OpenML 7: toy (a package, MIT), 4 rows, 2 features, 2 classes"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"licens": "CC0"}, "unexpected keyword argument 'licens'"),
+        ({"origin": {}}, "missing"),
+        ({"table": ENTRY["table"] | {"rows": 6}}, "do not sum to 6 rows"),
+        ({"table": ENTRY["table"] | {"classes": 3}}, "has not 3 entries"),
+        ({"stand_in": ENTRY["stand_in"] | {"table": {"rows": 4, "features": 2, "class_counts": [3]}}}, "sum to 4 rows"),
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises(ValueError, match=f"tasks.yaml, task toy: .*{message}"):
+        parse_task("toy", ENTRY | change)
 
 
 def test_six_tasks_have_a_stand_in_that_names_itself():

@@ -1,25 +1,18 @@
 """Local files, the order of sources, damaged embedded tables and the `data` stage."""
 
 import csv
-import dataclasses
 import logging
 import shutil
 
 import numpy as np
 import pytest
+from task_helpers import HEALTH, KIDNEY, one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.data.tasks import TASKS, load_task, prepare_task
 from etpo_paper.data.tasks.sources import read_arff
 from pipeline import data as stage
-
-
-def one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 @pytest.fixture
@@ -102,20 +95,6 @@ def test_local_openml_file(tmp_path):
         shutil.copy(paths.EMBEDDED / "credit-g.arff", folder / place)
         task = prepare_task("credit-g", ("local",), folder)
         assert (task.source, task.stand_in, task.sha256) == ("local", None, TASKS["credit-g"].sha256)
-
-
-@pytest.fixture
-def small_kaggle(monkeypatch):
-    """kidney-stone and health-insurance with tables of six made-up rows."""
-    for name, features in (("kidney-stone", 1), ("health-insurance", 2)):
-        small = dataclasses.replace(
-            TASKS[name], raw_rows=6, rows=5, features=features, class_counts=(3, 2), sha256=None
-        )
-        monkeypatch.setitem(TASKS, name, small)
-
-
-KIDNEY = "id,gravity,target\n0,1.5,0\n1,1.25,1\n2,,1\n3,1.75,0\n4,1,1\n5,2,0\n"
-HEALTH = "ID,City,Age,Response\n1,C3,36,0\n2,C10,75,0\n3,C5,32,1\n4,C3,36,1\n5,C5,,0\n6,C10,9,0\n"
 
 
 @pytest.mark.parametrize("place", ["kidney-stone/train.csv", "playground-series-s3e12/train.csv", "kidney_stone.csv"])

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from task_helpers import one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
@@ -32,13 +33,6 @@ def folder(prepared, tmp_path_factory):
 def copy(folder, tmp_path):
     """A folder of prepared tables to damage."""
     return shutil.copytree(folder, tmp_path / "tables")
-
-
-def one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -214,7 +208,7 @@ def test_make_task_without_known_fingerprint_checks_the_rest():
     x, y = np.arange(4.0)[:, None], np.array([0, 1, 0, 1])
 
     def make(x, y):
-        return make_task(spec, x, y, ("a",), "online", False, "FILE", "CURE")
+        return make_task(spec, x, y, ("a",), "online", None, "FILE", "CURE")
 
     assert make(x, y).stand_in is None
     for bad_x, bad_y, part in (

@@ -1,7 +1,8 @@
 """Tic-Tac-Toe Endgame (OpenML 50): has x won?
 
-Every board on which a game can end, x having moved first, each once: 626 that x wins, 316 that o wins and 16 draws, in
-this order, and within each group lexicographically with x < o < b (b is an empty square).
+The table holds every board on which a game can end when x moves first. The 626 boards that x has won come first, then
+the 316 that o has won, then the 16 draws. Within each group the order is lexicographic with x < o < b, where b is an
+empty square.
 """
 
 import numpy as np
@@ -22,7 +23,7 @@ def winner(board: str) -> str | None:
 
 
 def end_boards() -> dict[str, str | None]:
-    """Every board that ends a game, with its winner (None: a draw)."""
+    """Every board on which a game ends, with its winner, or None for a draw."""
     ends: dict[str, str | None] = {}
     seen = {"bbbbbbbbb"}
     frontier = [("bbbbbbbbb", "x")]
@@ -34,14 +35,14 @@ def end_boards() -> dict[str, str | None]:
             continue
         for square in (i for i in range(9) if board[i] == "b"):
             after = board[:square] + player + board[square + 1 :]
-            if after not in seen:  # the number of moves made fixes whose turn it is, so a board is enough
+            if after not in seen:  # the board tells whose turn it is, by the number of moves made
                 seen.add(after)
                 frontier.append((after, "o" if player == "x" else "x"))
     return ends
 
 
 def table() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The whole table: x [958, 9] with b, o, x as 0, 1, 2; y [958], 1 where x has won; column names."""
+    """The whole table: x [958, 9] with b, o, x as 0, 1, 2; y [958], 1 where x has won; and column names."""
     ends = end_boards()
     order = sorted(ends, key=lambda board: (GROUPS.index(ends[board]), ["xob".index(square) for square in board]))
     x = np.array([[CODES[square] for square in board] for board in order], dtype=np.float64)
