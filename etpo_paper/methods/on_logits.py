@@ -13,7 +13,7 @@ were drawn are regressed.
 import torch
 from torch import Tensor
 
-from etpo_core.bellman import expected_q, kl_divergence, token_log_prob
+from etpo_core.bellman import expected_q, kl_divergence, taken, token_log_prob
 from etpo_core.errors import UserError, unknown
 from etpo_core.interfaces import Batch, Terms
 from etpo_core.losses import policy_loss, q_raw, q_residual
@@ -98,7 +98,7 @@ class OnLogitsETPO(ETPO):
         def of_critic(logits: Logits, tokens: Tensor) -> list[Tensor]:
             q = self.q(logits, "critic")
             level = expected_q(logits["critic" if as_critic else "policy"].detach(), q.detach())
-            return [q.gather(-1, tokens[:, None]).squeeze(-1) - level, level]
+            return [taken(q, tokens) - level, level]
 
         roles = ["reference", "critic"] if as_critic else ["policy", "reference", "critic"]
         learner = None if self.exact else "policy"

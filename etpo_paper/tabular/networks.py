@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from etpo_core.bellman import kl_divergence, token_log_prob
+from etpo_core.bellman import kl_divergence, taken, token_log_prob
 from etpo_core.interfaces import Batch, PolicyTerms, Terms, Transition
 from etpo_core.losses import advantage_square, policy_loss, q_dueling
 from etpo_paper.tabular.worlds import World
@@ -117,7 +117,7 @@ class TabularNetworks:
             policy_loss=policy_loss(of_policy, reference, advantage, beta),
             kl=kl_divergence(of_policy.detach(), reference),
             log_prob=token_log_prob(of_policy.detach(), batch.tokens),
-            advantage=advantage.gather(-1, batch.tokens[:, None]).squeeze(-1),
+            advantage=taken(advantage, batch.tokens),
             advantage_square=advantage_square(of_policy, advantage),
         )
         return Terms(*(batch.padded(values) for values in terms))
