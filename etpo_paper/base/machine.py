@@ -1,34 +1,36 @@
-"""Settings of the machine that change speed but not results beyond rounding, chosen by trying them.
+"""How this machine computes fastest: the number of threads, the library and the precision of products on the CPU.
 
-How many threads pay, which library multiplies fastest and whether bfloat16 is faster than float32 at all differ between
-processors and containers. A tenth of a second at the start finds out: one product is multiplied in every way, compared
-with float64 and timed. Nothing less exact than what the settings allow is ever chosen. What is usual is only left for
-something clearly faster - bfloat16 where the processor has to emulate it, many threads where a container grants few
-cores - so that other load on the machine does not change the choice, and with it the last digits, from run to run.
+None of these changes a result beyond rounding, and which is fastest differs between processors and containers. So they
+are tried: at the start one product is computed in every way, compared with float64 and timed, which takes a tenth of a
+second. Nothing less exact than the settings allow is ever chosen. The usual choice (the precision of the settings and
+all threads) is given up only for one that is much faster: for float32 where the processor has to emulate bfloat16, and
+for fewer threads where a container grants few cores. Otherwise other load on the machine would change the choice, and
+with it the last digits, from run to run.
 """
 
 import os
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from etpo_core.errors import unknown
 
 _FAST_ENOUGH_TO_TRUST = 1e-5  # relative error of a float32 product; rounding to bfloat16 would give about 3e-3
-_PRECISION_MARGIN, _THREAD_MARGIN = 1.5, 4.0  # how much faster another setting must be to be taken
+_PRECISION_MARGIN, _THREAD_MARGIN = 1.5, 4.0  # how many times faster another choice must be to be taken
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and what it was chosen on.
+    """What was chosen, and the measurements that it was chosen by.
 
     Attributes:
-        precision: of the products: float32 or bfloat16.
-        threads: of torch.
-        fast_matmul: whether float32 products go to the faster library.
-        gflops: measured rate of each candidate, in 10^9 operations a second.
-        errors: relative error of a product in each precision, against float64.
+        precision: of products: float32 or bfloat16.
+        threads: the number of threads of torch.
+        fast_matmul: whether float32 products use the faster library.
+        gflops: the measured rate of each candidate, in 10⁹ operations a second.
+        errors: the relative error of a product in each precision, compared with float64.
     """
 
     precision: str
@@ -37,16 +39,20 @@ class Choice:
     gflops: dict[str, float]
     errors: dict[str, float]
 
-    def plain(self) -> dict:
-        """The choice for a run card."""
+    def plain(self) -> dict[str, Any]:
+        """The choice as a dictionary, for a run card."""
         return asdict(self)
 
 
 def choose(precision: str) -> Choice:
-    """Chooses and sets threads and libraries of this process, for computing on the CPU.
+    """Chooses how this process computes on the CPU, and sets its threads and its library of products.
 
     Args:
-        precision: the least exact one allowed: float32, or bfloat16, which is left for float32 where it is slower.
+        precision: the least exact precision that is allowed: float32, or bfloat16. Where bfloat16 is slower, float32 is
+            chosen instead.
+
+    Raises:
+        UserError: another precision.
     """
     if precision not in ("float32", "bfloat16"):
         raise unknown("training.precision", precision, ("float32", "bfloat16"))
@@ -54,7 +60,8 @@ def choose(precision: str) -> Choice:
     all_threads = torch.get_num_threads()
     candidates = ["float32"] if precision == "float32" else ["float32", "bfloat16"]
     counts = sorted({1, min(all_threads, len(os.sched_getaffinity(0))), all_threads})
-    rates, errors = {}, {}
+    rates: dict[tuple[str, int], float] = {}
+    errors: dict[str, float] = {}
     for name in candidates:
         errors[name] = _error(getattr(torch, name))
         for count in counts:
@@ -86,7 +93,7 @@ def _error(dtype: torch.dtype) -> float:
 
 
 def _rate(dtype: torch.dtype) -> float:
-    """Best of a few products, in 10^9 operations a second."""
+    """The highest rate of a few products, in 10⁹ operations a second."""
     a, b = (t.to(dtype) for t in _operands(rows=512))
     a @ b
     best = float("inf")
@@ -98,13 +105,13 @@ def _rate(dtype: torch.dtype) -> float:
 
 
 def use_fast_matmul() -> bool:
-    """Switches float32 products on CPU to the faster library where that costs no accuracy.
+    """Lets float32 products on the CPU use the faster library, where that costs no accuracy.
 
-    PyTorch's "medium" precision selects another library on CPU: twice as fast on many machines and as exact, except on
-    those where it rounds to bfloat16. One product, compared with float64, decides.
+    PyTorch's precision "medium" selects another library on the CPU. It is twice as fast on many machines and equally
+    exact, except on machines where it rounds to bfloat16. One product is compared with float64 to find out.
 
     Returns:
-        Whether it was switched.
+        Whether the faster library is used.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

@@ -1,7 +1,8 @@
-"""Where a result comes from: versions, device, commit, and the run card that holds them.
+"""Where a result comes from: hashes, versions, device and commit; and files that are written whole or not at all.
 
-A run card lies beside the raw results of every run and says all that is needed to make them again or to doubt them:
-the parameters, the source of the data and whether it is a stand-in, the weights, the executor's tier.
+Every run has a run card beside its raw results. It says all that is needed to make them again or to doubt them: the
+parameters, the source of the data and whether it is a stand-in, the weights, the executor's tier, and what this module
+finds out.
 """
 
 import csv
@@ -14,6 +15,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,25 +36,25 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the tensors live on, e.g. "NVIDIA H200" or "cpu (2 threads, AVX512)"."""
+    """What a device is, e.g. "NVIDIA H200" or "cpu (2 threads, AVX512)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+changes" when tracked code differs from it; None outside git."""
+    """The commit of the checkout, with "+changes" where tracked code differs from it; None outside git."""
     git = ["git", "-C", str(paths.ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        code = ["etpo_core", "etpo_paper", "pipeline", "params.yaml"]
+        code = ["etpo_core", "etpo_paper", "pipeline", "params.yaml", "studies"]
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changed else "")
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -60,7 +62,7 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -71,9 +73,9 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> 
     os.replace(part, path)
 
 
-def write_tensors(path: Path, content: dict) -> None:
-    """Writes a file for `torch.load` whole or not at all; the folder must be there."""
-    # Through memory: torch's own writer turns a full disk into an error that does not say so.
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file for `torch.load` whole or not at all; the folder must exist."""
+    # The bytes are made in memory first, because torch's own writer hides that a full disk was the reason.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     part = path.with_name(path.name + ".part")

