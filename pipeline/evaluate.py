@@ -2,10 +2,9 @@
 
     python -m pipeline.evaluate --scale laptop
 
-Writes evaluations/{scale}/held_out.csv; what is scored and why stands in `etpo_paper.measure.evaluation`.
+Writes evaluations/{scale}/held_out.csv. `etpo_paper.measure.evaluation` says what is scored and why.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,27 +12,22 @@ from functools import cache
 
 from tqdm import tqdm
 
-from etpo_core.errors import UserError, one_line_errors
+from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status
-from etpo_paper.base.settings import deciding, load_settings
+from etpo_paper.base.settings import deciding
 from etpo_paper.data.tasks import load_task
 from etpo_paper.measure import evaluation
 from etpo_paper.report.results import require_results
+from pipeline import entry
 from pipeline.executor import open_executor
 
 
 def run(scale: str) -> None:
     """Scores what has not been scored yet and writes the table."""
-    settings = load_settings(scale)
-    require_results(scale)
+    settings = entry.resolve(scale)
     sandbox = settings.sandbox
+    require_results(scale)
     split_seeds = list(settings.evaluation.held_out_seeds)
-    both = set(split_seeds) & set(settings.environment.split_seeds)
-    if both:
-        raise UserError(
-            f"evaluation.held_out_seeds shares {sorted(both)} with environment.split_seeds; "
-            "held-out splits must never have given a reward"
-        )
     failed = settings.environment.failure_reward
 
     def content(task: str) -> str:
@@ -43,13 +37,14 @@ def run(scale: str) -> None:
 
         @cache
         def pool() -> SandboxPool:
-            # Started by the first program that has not been scored before, if there is one.
+            # Opened only when a program has not been scored before.
             return stack.enter_context(open_executor(sandbox))
 
         def score(task: str, programs: Sequence[str]) -> list[list[float | None]]:
-            table, scores = load_task(task), [[] for _ in programs]
+            table = load_task(task)
+            scores: list[list[float | None]] = [[] for _ in programs]
             with tqdm(desc=f"held-out {task}", unit="fit", total=len(programs) * len(split_seeds)) as bar:
-                for seed in split_seeds:  # a split at a time: failing on one says nothing about another
+                for seed in split_seeds:  # one split at a time, because a failure on one says nothing about another
                     for own, outcome in zip(scores, pool().score_iter(programs, table.x, table.y, [seed]), strict=True):
                         if outcome.status == Status.INFRASTRUCTURE_FAULT:
                             raise UserError(f"the sandbox failed on {task}: {outcome.error_text}; run the stage again")
@@ -63,11 +58,9 @@ def run(scale: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs the stage."""
-    parser = argparse.ArgumentParser(description="Scores the best code of every run on held-out splits.")
-    parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args(argv)
-    with one_line_errors():
+    """Runs the stage from its command line."""
+    arguments = entry.parser(__doc__, scale="laptop").parse_args(argv)
+    with entry.one_line_errors():
         run(arguments.scale)
 
 

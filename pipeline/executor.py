@@ -1,13 +1,14 @@
-"""Opens the executor as `params.yaml` describes it, for the stages that run programs."""
+"""Opens the executor as the settings describe it, for the stages that run programs."""
 
 from etpo_core.sandbox import Limits, SandboxPool
+from etpo_paper.base.settings import Sandbox
 
 
-def open_executor(sandbox) -> SandboxPool:
-    """The pool of workers that the section `sandbox`, a mapping or `Settings`, asks for.
+def open_executor(sandbox: Sandbox) -> SandboxPool:
+    """The pool of workers that the section `sandbox` asks for.
 
     Raises:
-        UserError: this machine cannot confine programs, or a module of `preload` is not there.
+        UserError: this machine cannot confine programs, or a module of `preload` is not installed.
     """
-    limits = Limits(cpu_s=sandbox["cpu_seconds"], wall_s=sandbox["wall_seconds"], memory_mb=sandbox["memory_mb"])
-    return SandboxPool(sandbox["workers"], limits, sandbox["allow_unsafe"], preload=sandbox["preload"])
+    limits = Limits(cpu_s=sandbox.cpu_seconds, wall_s=sandbox.wall_seconds, memory_mb=sandbox.memory_mb)
+    return SandboxPool(sandbox.workers, limits, sandbox.allow_unsafe, preload=sandbox.preload)

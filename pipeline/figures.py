@@ -2,34 +2,35 @@
 
     python -m pipeline.figures --scale laptop --notebook main_table
 
-The executed copy, with all its outputs, goes to build/notebooks/{scale}/ for reading; it is not a result,
-because its bytes differ from run to run. A failing cell ends the stage with its error in one line.
+The executed copy, with all its outputs, goes to build/notebooks/{scale}/ for reading. It is not a result, because its
+bytes differ from run to run. A cell that fails ends the stage with its error in one line.
 """
 
-import argparse
 import warnings
 from collections.abc import Sequence
 
-from etpo_core.errors import UserError, one_line_errors, unknown
+from etpo_core.errors import UserError
 from etpo_paper.base import paths
+from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_settings
+from pipeline import entry
 
 
 def run_notebook(scale: str, name: str) -> None:
     """Executes notebooks/{name}.ipynb for a scale.
 
     Raises:
-        UserError: unknown scale or notebook, or a cell that failed.
+        UserError: a mistake in the settings of the scale, an unknown notebook, or a cell that failed.
     """
-    load_settings(scale)  # says which scales there are
+    load_settings(scale)  # not `entry.resolve`: nothing of the methods is run, and checking them imports torch
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     if not source.is_file():
-        raise unknown("notebook", name, (path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
+        raise unknown_name("notebook", name, (path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
     executed = paths.ROOT / "build" / "notebooks" / scale / f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries about each other
+        warnings.simplefilter("ignore")  # libraries warn about one another on import
         import papermill
         from papermill.exceptions import PapermillExecutionError
 
@@ -43,12 +44,11 @@ def run_notebook(scale: str, name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs one notebook."""
-    parser = argparse.ArgumentParser(description="Runs one notebook of the project.")
-    parser.add_argument("--scale", required=True, help="one of those in params.yaml, e.g. laptop")
+    """Runs the stage from its command line."""
+    parser = entry.parser(__doc__, scale="laptop")
     parser.add_argument("--notebook", required=True, help="name of a notebook, without .ipynb")
     arguments = parser.parse_args(argv)
-    with one_line_errors():
+    with entry.one_line_errors():
         run_notebook(arguments.scale, arguments.notebook)
         print(f"figures and tables: {paths.FIGURES / arguments.scale / arguments.notebook}")
 

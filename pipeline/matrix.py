@@ -3,13 +3,12 @@
     python -m pipeline.matrix --scale study --workers 2
 
 `dvc repro` does one run after another and gives each the whole machine. Most of a run does not use two cores well, so
-two runs side by side, one core each, finish earlier than one after the other. Every run is the command of stage `train`
-in a process of its own. Runs found finished are kept (which is why the scale must say `keep_finished`, or `dvc repro`
-would do them again); the ones that are stopped in the middle go on the next time. Seeds are completed one by one, so
-that a matrix that is not whole is a comparison of all methods already.
+two runs side by side, on one core each, finish earlier than one after the other. Every run is the command of the stage
+`train` in a process of its own. Finished runs are kept; a scale must therefore say `keep_finished`, or `dvc repro`
+would make them again. Runs that were stopped in the middle go on the next time. All runs of a seed are made before
+those of the next seed, so that an incomplete matrix already compares all methods.
 """
 
-import argparse
 import csv
 import itertools
 import os
@@ -21,33 +20,40 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
 
-from etpo_core.errors import UserError, one_line_errors
+from etpo_core.errors import UserError
 from etpo_paper.base.settings import load_settings
 from etpo_paper.training.run import Run
+from pipeline import entry
 from pipeline.train import finished
 
 
 def complete(scale: str, workers: int, minutes: float) -> list[Run]:
-    """Does the runs that are missing, as many as can begin within `minutes`.
+    """Makes the runs that are missing, as many as can begin within some time.
+
+    Args:
+        scale: whose matrix it is.
+        workers: how many runs are made at a time.
+        minutes: after this time no further run is begun.
 
     Returns:
-        The runs that were done.
+        The runs that were made.
 
     Raises:
-        UserError: when a run fails; the others go on to their end before.
+        UserError: a mistake in the settings, or a run that failed; the other runs are finished before it is raised.
     """
     if workers < 1:
         raise UserError(f"--workers: got {workers}, expected at least 1")
-    settings = load_settings(scale)
+    settings = entry.resolve(scale)
     if not settings.runs.keep_finished:
-        raise UserError(f"scales.{scale}.runs.keep_finished is false: `dvc repro` would do each of these runs again")
+        place = settings.place("runs", "keep_finished")
+        raise UserError(f"{place} is false, so `dvc repro` would make each of these runs again; set it in {place.file}")
     matrix = itertools.product(settings.seeds, settings.tasks, settings.method_names)
     own = {m: load_settings(scale, m) for m in settings.method_names}
     missing = [run for s, t, m in matrix if not finished(run := Run(scale, m, t, s), own[m])]
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     until = time.monotonic() + 60 * minutes
 
-    def do(run: Run) -> Run | None:
+    def make(run: Run) -> Run | None:
         if time.monotonic() > until:
             return None
         arguments = {"scale": run.scale, "method": run.method, "task": run.task, "seed": run.seed}
@@ -56,17 +62,17 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a word').splitlines()[-1]}")
+            raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a message').splitlines()[-1]}")
         return run
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run", desc=scale) as bar:
         try:
-            futures = [pool.submit(do, run) for run in missing]
+            futures = [pool.submit(make, run) for run in missing]
             for future in as_completed(futures):
                 if not future.exception() and (run := future.result()):
                     bar.update()
                     bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: {_last(run)}")
-        except KeyboardInterrupt:  # the runs in progress are stopped by it too; no other is begun
+        except KeyboardInterrupt:  # it stops the runs in progress as well; no further run is begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         failures = [e for future in futures if (e := future.exception())]
@@ -76,7 +82,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
 
 
 def _last(run: Run) -> str:
-    """How a run ended."""
+    """How a run ended, for the progress bar."""
     with (run.folder / "steps.csv").open() as file:
         rewards = [float(row["reward"]) for row in csv.DictReader(file)]
     last = rewards[-max(1, len(rewards) // 5) :]
@@ -84,13 +90,12 @@ def _last(run: Run) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of the script."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", required=True, help="a scale that keeps finished runs, e.g. study or retuning")
+    """Runs the script from its command line."""
+    parser = entry.parser(__doc__, scale="study")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     arguments = parser.parse_args(argv)
-    with one_line_errors():
+    with entry.one_line_errors():
         done = complete(arguments.scale, arguments.workers, arguments.minutes)
         print(f"{arguments.scale}: {len(done)} runs done")
 

@@ -1,67 +1,66 @@
 """Stage `train`: one run, named by scale, method, task and seed.
 
-`python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0` writes
-results/laptop/etpo/diabetes/seed0/. Interrupt it and start it again: it goes on after the last whole update.
-`torchrun --nproc-per-node 2 -m pipeline.train ...` lets two processes share the work of a run (see
+    python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0
+
+writes results/laptop/etpo/diabetes/seed0/. After an interruption the same command goes on after the last whole update.
+With `torchrun --nproc-per-node 2 -m pipeline.train ...` two processes share the work of a run (see
 `etpo_paper.base.distributed`).
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from etpo_core.errors import UserError, one_line_errors, unknown
+from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
-from etpo_paper.base.settings import Settings, load_settings
-from etpo_paper.data.tasks import TASKS, Task, load_task
+from etpo_paper.base.settings import Settings
+from etpo_paper.data.tasks import Task, load_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model, read_card
 from etpo_paper.training.loop import train
-from etpo_paper.training.run import Run, fingerprint, run_parameters
+from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
 from etpo_paper.training.run_files import RunFiles
+from pipeline import entry
 from pipeline.executor import open_executor
 
 NO_KEY = "OPENAI_API_KEY is not set"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("scale", "method", "task"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    """Runs the stage from its command line."""
+    parser = entry.parser(__doc__, scale="laptop")
+    parser.add_argument("--method", required=True, help="one of the section methods, e.g. etpo")
+    parser.add_argument("--task", required=True, help="one of the fourteen tables, e.g. diabetes")
+    parser.add_argument("--seed", type=int, required=True, help="of the first weights and of sampling")
     arguments = parser.parse_args(argv)
-    with one_line_errors(), distributed.joined():
-        settings = load_settings(arguments.scale, arguments.method)
-        if arguments.task not in TASKS:
-            raise unknown("task", arguments.task, TASKS)
-        if arguments.method not in settings.methods:
-            raise unknown("method", arguments.method, settings.methods)
+    with entry.one_line_errors(), distributed.joined():
+        if arguments.seed < 0:
+            raise UserError(f"--seed: got {arguments.seed}, expected at least 0")
+        entry.check_task(arguments.task)
+        settings = entry.resolve(arguments.scale, arguments.method)
         run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
 
 
 def run_stage(run: Run, settings: Settings) -> None:
-    """Does the run, or says why it is not needed or not possible, and writes its card."""
+    """Makes the run, or says why it is not needed or not possible, and writes its card."""
     device, first = distributed.device(), distributed.rank() == 0
     method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
     task = load_task(run.task)
     chat = getattr(method, "model", None)
     model_card = _model_card(settings, chat)
-    mark = fingerprint(run_parameters(run, settings), model_card, task)
-    if settings.runs.keep_finished and distributed.from_first(lambda: _finished(run, mark)):
+    if settings.runs.keep_finished and distributed.from_first(lambda: is_finished(run, settings, model_card, task)):
         if first:
-            print(f"{run.folder}: finished before with the same settings, kept")
+            print(f"{run.folder}: finished with the same settings, kept")
         return
     if first:
-        (run.folder / "run_card.json").unlink(missing_ok=True)
+        run.card.unlink(missing_ok=True)
     chosen = None
     if chat is not None:
         from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
@@ -74,7 +73,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         if agent is None:
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
-            _write_card(run, settings, task, model_card, mark, status="not run", reason=NO_KEY)
+            _write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
             print(f"{run.folder}: not run, {NO_KEY}")
             return
     else:
@@ -82,7 +81,8 @@ def run_stage(run: Run, settings: Settings) -> None:
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = load_agent(run, settings, device, method.trains, precision)
     started = time.time()
-    whose = f"{mark} {model_card['sha256']}"  # a checkpoint's adapters fit the very weights they were trained on
+    # The adapters of a checkpoint fit only the very weights that they were trained on.
+    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
         with tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first) as bar:
@@ -106,7 +106,6 @@ def run_stage(run: Run, settings: Settings) -> None:
         settings,
         task,
         model_card,
-        mark,
         status="finished",
         device=device_name(device),
         processes=distributed.size(),
@@ -142,31 +141,23 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
 
 
 def finished(run: Run, settings: Settings) -> bool:
-    """Whether results/ holds the run, done to its end with these settings, this model and this table."""
-    chat = settings.methods[run.method].plain().get("model")
-    mark = fingerprint(run_parameters(run, settings), _model_card(settings, chat), load_task(run.task))
-    return _finished(run, mark)
+    """Whether results/ holds the run, see `is_finished`."""
+    chat = settings.methods[run.method].get("model")
+    return is_finished(run, settings, _model_card(settings, chat), load_task(run.task))
 
 
-def _model_card(settings: Settings, chat: str | None) -> dict:
+def _model_card(settings: Settings, chat: str | None) -> dict[str, Any]:
     if chat is None:
         return read_card(settings.model)
     return {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
 
 
-def _finished(run: Run, mark: str) -> bool:
-    path = run.folder / "run_card.json"
-    if not path.exists():
-        return False
-    card = json.loads(path.read_text())
-    return card.get("status") == "finished" and card.get("fingerprint") == mark
-
-
 def _write_card(
-    run: Run, settings: Settings, task: Task, model_card: dict, mark: str, *, status: str, reason: str = "", **more
+    run: Run, settings: Settings, task: Task, model_card: dict[str, Any], *, status: str, reason: str = "", **more: Any
 ) -> None:
+    parameters = run_parameters(run, settings)
     write_json(
-        run.folder / "run_card.json",
+        run.card,
         {
             "status": status,
             "reason": reason,
@@ -174,9 +165,9 @@ def _write_card(
             "method": run.method,
             "task": run.task,
             "seed": run.seed,
-            "seeds": {"adapters and sampling": run.seed, "splits": settings.environment.split_seeds},
-            "parameters": run_parameters(run, settings),
-            "fingerprint": mark,
+            "seeds": {"adapters and sampling": run.seed, "splits": list(settings.environment.split_seeds)},
+            "parameters": parameters,
+            "fingerprint": fingerprint(parameters, model_card, task),
             "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
             "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
             "versions": versions(),

@@ -3,45 +3,47 @@
     python -m pipeline.warm_start --model smollm2
 
 reads models/smollm2-base and writes models/smollm2, the experiments' "original language model", with a report in
-warm_start.json beside the weights. Interrupted, it goes on where it was when started again with the same settings.
+warm_start.json beside the weights. After an interruption the same command goes on from the last checkpoint.
 """
 
-import argparse
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
-from etpo_core.errors import UserError, one_line_errors, unknown
+from etpo_core.errors import UserError
 from etpo_paper.base.machine import choose
 from etpo_paper.base.paths import MODELS, TABLES
 from etpo_paper.base.provenance import write_json
-from etpo_paper.base.settings import read_params
-from etpo_paper.data.tasks import TASKS, load_task
+from etpo_paper.base.sections import unknown_name
+from etpo_paper.base.settings import Sandbox, WarmStart, WarmStarts, load_defaults
+from etpo_paper.data.tasks import TASKS, Task, load_task
 from etpo_paper.model.loading import check_files, load_model, save_model, write_card
 from etpo_paper.warm_start.corpus import Corpus, good_bodies
 from etpo_paper.warm_start.report import measure
 from etpo_paper.warm_start.sft import WarmStartSettings, answer_ids, train
+from pipeline import entry
 from pipeline.executor import open_executor
 
 
-def warm_start(name: str) -> dict:
+def warm_start(name: str, wanted: WarmStart, sandbox: Sandbox) -> dict[str, Any]:
     """Trains models/{name}-base into models/{name} and measures it.
 
     Args:
-        name: a model with an entry in the section `warm_start` of params.yaml.
+        name: the model.
+        wanted: its section of the settings.
+        sandbox: how the programs are executed that the model is measured by.
 
     Returns:
         The report.
+
+    Raises:
+        UserError: there are no tables to measure the model on, or the base model is missing or damaged.
     """
-    params = read_params()
-    if name not in params["warm_start"]:
-        raise unknown("model to warm-start", name, params["warm_start"])
-    values = dict(params["warm_start"][name])
-    report_samples = values.pop("report_samples")
-    settings = WarmStartSettings(**values)
+    settings = WarmStartSettings(**{k: v for k, v in wanted.plain().items() if k != "report_samples"})
     tasks = [load_task(task) for task in TASKS if (TABLES / f"{task}.csv").is_file()]
     if not tasks:
         raise UserError(f"no task tables in {TABLES} to measure the model on: run `python -m pipeline.data` first")
@@ -65,32 +67,37 @@ def warm_start(name: str) -> dict:
             "classifiers": dict(Counter(body.classifier for body in bodies).most_common()),
         },
         "training": record,
-        "measured": _measure(model, tokenizer, card, tasks, params["sandbox"], report_samples, settings.seed),
+        "measured": _measure(model, tokenizer, card, tasks, sandbox, wanted.report_samples, settings.seed),
     }
     write_json(MODELS / name / "warm_start.json", report)
     checkpoint.unlink(missing_ok=True)
     return report
 
 
-def _measure(model, tokenizer, card: dict, tasks: list, sandbox: dict, samples: int, seed: int) -> dict:
+def _measure(
+    model: Any, tokenizer: Any, card: dict[str, Any], tasks: list[Task], sandbox: Sandbox, samples: int, seed: int
+) -> dict[str, Any]:
     with open_executor(sandbox) as executor:
         dtype = getattr(torch, choose(card["dtype"]).precision)
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of the stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Runs the stage from its command line."""
+    parser = entry.parser(__doc__)
     parser.add_argument("--model", required=True, help="a model of the section warm_start, e.g. smollm2 or tiny")
     arguments = parser.parse_args(argv)
-    with one_line_errors():
-        settings = read_params()["warm_start"]
-        if arguments.model in settings and settings[arguments.model] is None:
+    with entry.one_line_errors():
+        settings = load_defaults()  # the same at every scale
+        if arguments.model not in WarmStarts.model_fields:
+            raise unknown_name("model", arguments.model, WarmStarts.model_fields)
+        wanted = getattr(settings.warm_start, arguments.model)
+        if wanted is None:
             card = check_files(f"{arguments.model}-base")
             write_card(MODELS / arguments.model, card | {"name": arguments.model})
             print(f"{MODELS / arguments.model}: starts as it comes, without a warm start")
             return
-        report = warm_start(arguments.model)
+        report = warm_start(arguments.model, wanted, settings.sandbox)
         shares = report["measured"]["all"]
         print(
             f"{MODELS / arguments.model}: {shares['runs_first_try']:.0%} of first tries run, "

@@ -7,11 +7,15 @@ then a variant of that method under a name of its own.
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from etpo_core.errors import UserError, unknown
+from pydantic import Field
+
+from etpo_core.errors import UserError
 from etpo_core.interfaces import Method
 from etpo_core.update import ETPO, PPOKL, ActionLevelETPO
+from etpo_paper.base.sections import Place, Section, check_values, unknown_name
 from etpo_paper.methods.etpo_memory import RememberingETPO
 from etpo_paper.methods.on_logits import OnLogitsETPO
 from etpo_paper.methods.poad import POAD
@@ -47,29 +51,62 @@ def parameters(kind: type) -> dict[str, inspect.Parameter]:
     return found
 
 
+# Ranges of settings, as pydantic's `Field` takes them; what a setting means stands in the class.
+LIMITS: dict[str, dict[str, float]] = {
+    "beta": {"ge": 0},
+    "gamma": {"ge": 0, "le": 1},
+    "lam": {"ge": 0, "le": 1},
+    "tau": {"ge": 0, "le": 1},
+    "advantage_prior": {"ge": 0},
+    "policy_lr": {"ge": 0},
+    "critic_lr": {"ge": 0},
+    "value_lr": {"ge": 0},
+    "value_decay": {"gt": 0, "le": 1},
+    "value_ridge": {"ge": 0},
+    "epochs": {"ge": 1},
+    "clip": {"gt": 0},
+    "huber_delta": {"gt": 0},
+}
+
+
 def build_method(name: str, section: Mapping[str, Any]) -> Method:
     """The method called `name` with the settings of its section.
 
     Raises:
         UserError: for an unknown method, or a setting that is unknown, missing, of the wrong type or impossible.
     """
-    values = dict(section)
-    kind = values.pop("method", name)
-    values.pop("training", None)  # what a variant says of `training` is resolved by `load_settings`
+    section = section if isinstance(section, Section) else Section(section, Place(f"methods.{name}"))
+    kind = section.get("method", name)
     if kind not in METHODS:
-        raise unknown("method", kind, METHODS)
-    known = parameters(METHODS[kind])
-    for key, value in values.items():
-        if key not in known:
-            raise unknown(f"setting of methods.{name}", key, known)
-        if known[key].annotation in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(
-                f"methods.{name}.{key}: got {value!r}, expected a number (YAML reads 1e-3 as text, 1.0e-3 as a number)"
-            )
-    missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in values]
-    if missing:
-        raise UserError(f"methods.{name} of params.yaml lacks {missing[0]!r}")
-    if values.get("epochs", 1) < 1:
-        raise UserError(f"methods.{name}.epochs: got {values['epochs']}, expected at least 1")
-    method: Method = METHODS[kind](**values)
+        raise unknown_name("method", kind, METHODS, section.at if "method" in section else None)
+    own = section.without("method", "training")  # what a variant says of `training` is resolved by `load_settings`
+    fields = {key: _field(METHODS[kind], parameter) for key, parameter in parameters(METHODS[kind]).items()}
+    check_values(own, fields, f"setting of {kind}")
+    try:
+        method: Method = METHODS[kind](**own)
+    except UserError as error:
+        raise UserError(f"{section.at}: {error}; change it in {section.at.file}") from None
     return method
+
+
+def check_method(name: str, section: Mapping[str, Any]) -> bool:
+    """Whether a method trains, once its section is found sound.
+
+    Raises:
+        UserError: as `build_method`.
+    """
+    return build_method(name, section).trains
+
+
+def _field(kind: type, parameter: inspect.Parameter) -> tuple[Any, Any]:
+    """Type, range and default of a setting, as `check_values` takes them."""
+    limits: dict[str, Any] = dict(LIMITS.get(parameter.name, {}))
+    if parameter.name == "beta" and issubclass(kind, ETPO):
+        limits = {"gt": 0}  # A = β (z_critic - z_ρ) would be 0 everywhere
+    wanted: Any = parameter.annotation
+    if limits and get_origin(wanted) is UnionType:  # the range is one of numbers, not of a word like "exact"
+        ranged = [Annotated[t, Field(**limits)] if t in (int, float) else t for t in get_args(wanted)]
+        wanted = Union[tuple(ranged)]  # noqa: UP007
+    elif limits:
+        wanted = Annotated[wanted, Field(**limits)]
+    return wanted, ... if parameter.default is parameter.empty else parameter.default

@@ -18,6 +18,7 @@ import pandas as pd
 
 from etpo_core.errors import UserError
 from etpo_paper.base.settings import Settings
+from etpo_paper.base.upgrades import upgrade
 from etpo_paper.report.plotting import counted, label, ordered
 from etpo_paper.report.statistics import DRAWS, budget
 
@@ -54,8 +55,12 @@ def describe(changed: Mapping[str, Any]) -> str:
     return ", ".join(texts) or UNCHANGED
 
 
-def used_settings(card: Path) -> dict[str, Any]:
-    """The settings of the method in a run card.
+def used_settings(card: Path, name: str) -> dict[str, Any]:
+    """The settings of the method in a run card, in today's words.
+
+    Args:
+        card: the file.
+        name: the run's method.
 
     Raises:
         UserError: the card does not hold them.
@@ -63,7 +68,7 @@ def used_settings(card: Path) -> dict[str, Any]:
     parameters = json.loads(card.read_text(encoding="utf-8")).get("parameters") or {}
     if "method" not in parameters:
         raise UserError(f"{card} does not say which settings the run used; delete its folder and run again")
-    return parameters["method"]
+    return upgrade(parameters, name)["method"]
 
 
 def variants(cards: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -81,7 +86,7 @@ def variants(cards: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """
     rows = {}
     for card in cards[cards["status"] == "finished"].itertuples():
-        section = used_settings(Path(card.folder) / "run_card.json")
+        section = used_settings(Path(card.folder) / "run_card.json", card.method)
         method = method_of(card.method, section)
         row = (method, describe(changes(section, settings.methods[method].plain())))
         if rows.setdefault(card.method, row) != row:

@@ -1,18 +1,29 @@
-"""Which run it is, where it writes, and which settings decide its numbers."""
+"""The identity of a run: where it writes, which settings decide its numbers, and whether it is finished."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.settings import Settings, deciding
+from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
 
 
 @dataclass(frozen=True)
 class Run:
-    """Which run it is and where it writes."""
+    """One run of the matrix.
+
+    Attributes:
+        scale: the scale whose settings it has.
+        method: the name of its method in `params.yaml`.
+        task: the data set.
+        seed: of its adapters and of sampling.
+    """
 
     scale: str
     method: str
@@ -25,13 +36,18 @@ class Run:
         return paths.run_folder(self.scale, self.method, self.task, self.seed)
 
     @property
+    def card(self) -> Path:
+        """The run card; it is written when the run is complete."""
+        return self.folder / "run_card.json"
+
+    @property
     def state(self) -> Path:
-        """The checkpoint that a run goes on from; it is there from the first update until the card is written."""
+        """The checkpoint that a stopped run goes on from; it exists from the first update until the card is written."""
         return self.folder / "checkpoint" / "state.pt"
 
 
-def run_parameters(run: Run, settings: Settings) -> dict:
-    """The settings that decide a run's numbers (how many workers execute the code does not)."""
+def run_parameters(run: Run, settings: Settings) -> dict[str, Any]:
+    """The settings that decide a run's numbers (how many workers execute the programs does not)."""
     return {
         "training": settings.training.plain(),
         "environment": settings.environment.plain(),
@@ -40,12 +56,37 @@ def run_parameters(run: Run, settings: Settings) -> dict:
     }
 
 
-def fingerprint(parameters: dict, model_card: dict, task: Task) -> str:
-    """Names what a run depends on besides the code: its settings, the model, the table.
+def fingerprint(parameters: Mapping[str, Any], model_card: Mapping[str, Any], task: Task) -> str:
+    """The name of all that a run depends on besides the code: its settings, the model and the table.
 
-    A warm-started model is named by what it was made from and how. Its weights differ in the last digits from one kind
-    of processor to another, and a matrix of runs may be completed on several; their sum stands in the run card.
+    A warm-started model is identified by what it was made from and how. Its weights differ in the last digits from one
+    kind of processor to another, and the runs of a matrix may be made on several kinds; the hash of the weights is in
+    the run card.
     """
     model = model_card.get("warm_start") or model_card.get("sha256")
     content = {"parameters": parameters, "model": model, "data": task.sha256}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> bool:
+    """Whether the run's folder holds it, done to its end with these settings, this model and this table.
+
+    Settings that came, went or were renamed since, without changing a number, do not make a run unfinished: what the
+    card says is compared in today's words (`upgrade`), and the card's fingerprint vouches for what it says.
+
+    Raises:
+        UserError: the card is not readable.
+    """
+    if not run.card.exists():
+        return False
+    try:
+        card = json.loads(run.card.read_text(encoding="utf-8"))
+        status, parameters = card.get("status"), card.get("parameters")
+    except (ValueError, AttributeError):
+        raise UserError(f"{run.card} is not a run card; delete {run.folder} and make the run again") from None
+    return (
+        status == "finished"
+        and parameters is not None
+        and card.get("fingerprint") == fingerprint(parameters, model_card, task)
+        and upgrade(parameters, run.method) == run_parameters(run, settings)
+    )
