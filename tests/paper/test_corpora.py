@@ -4,6 +4,7 @@ import bz2
 import hashlib
 import importlib.util
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -160,9 +161,9 @@ def test_no_test_and_no_scikit_learn_in_the_code():
 
 @pytest.mark.parametrize("name, file", [("arxiv", "celerite.tex"), ("wikitext", "wikipedia/animal_farm.txt")])
 def test_a_changed_text_is_refused(root, monkeypatch, name, file):
-    monkeypatch.setattr(corpora, "EMBEDDED", root)
-    (root / file).parent.mkdir(exist_ok=True)
-    (root / file).write_text("something else")
+    monkeypatch.setattr(corpora, "EMBEDDED", shutil.copytree(corpora.EMBEDDED, root / "embedded"))
+    path = corpora.EMBEDDED / file
+    path.write_bytes(path.read_bytes().replace(b"e", b"a", 1))
     with pytest.raises(UserError, match="git checkout") as error:
         build_corpus(name, "packaged", 1000, "smoke")
     one_line(error)
