@@ -1,22 +1,23 @@
-"""What an update and a rollout of CodeLlama-7B cost on a GPU, in time and memory, against what its products need.
+"""The time and memory of an update and a rollout of CodeLlama-7B on a GPU, beside what their matrix products need.
 
-CodeLlama-7B's shape with random weights in bfloat16, made on the device; adapters and sampling as the scale `paper` has
-them (all layers, rank 16), through the library's own `Agent`, decoder and ETPO method. In one process, one after
-another:
+The model has CodeLlama-7B's shape and random weights in bfloat16, made on the device. Adapters and sampling are those
+of the scale `paper` (all layers, rank 16), and the code is the package's own `Agent`, decoder and ETPO. Three parts are
+measured in one process, one after another:
 
-* "update": 16 actions of 256 tokens behind one prompt of 80, eight of them in memory at once, after the rollout that
-  writes them; wanted within 3 s and 40 GB. Its limit is the arithmetic of `benchmarks.update`, all layers adapted, at
-  the rate that bfloat16 products of these shapes reach here.
-* "rollout": 64 sequences of 256 tokens behind one prompt; wanted within twice its limit. The limit of a step is the
-  larger of bytes / bandwidth and operations / rate, where bytes are those of all weights but the embedding; "with
-  cache" counts the keys and values that a step reads, too. Bandwidth is that of a reduction over 2 GB.
-* "head": statistics and policy loss with its gradient at 4096 positions, with the head as the agent holds it and in
-  bfloat16; the limit are the products with the head alone, of the same block sizes, in the same dtype.
+* "update": learning from 16 actions of 256 tokens after one prompt of 80, in micro-batches of eight actions. The goal
+  is 3 s and 40 GB. The limit is the arithmetic of `benchmarks.update` with all layers adapted, at the rate of bfloat16
+  products of these shapes, measured here.
+* "rollout": 64 sequences of 256 tokens after one prompt. The goal is twice the limit. The limit of a step is the larger
+  of bytes / bandwidth and operations / rate. The bytes are those of all weights but the embedding; "with cache" also
+  counts the keys and values that a step reads. The bandwidth is that of a reduction over 2 GB.
+* "head": `head.statistics`, and `head.dueling_terms` with its gradients, at 4096 positions, with the head in the dtype
+  that the agent holds and in bfloat16. The limit is the time of their products with the head alone, with the same block
+  sizes, all in that dtype.
 
-"peak_gib" is the most that torch had allocated during a phase - weights included - and "held_gib" what was left
-allocated behind it. The phases of an update lie inside it. What does not fit is reported as out of memory, and the rest
-is measured. Without a GPU the script says so and writes nothing; `--small` is a tiny shape on the CPU, where memory is
-resident memory.
+"peak_gib" is the most memory that torch had allocated during a phase, weights included, and "held_gib" what was still
+allocated when the phase ended. The phases of an update are parts of it. What does not fit in memory is reported as out
+of memory, and the rest is still measured. Without a GPU the script says so and writes nothing. `--small` measures a
+tiny shape on the CPU, where memory is resident memory.
 
     python -m benchmarks.codellama --csv benchmarks/tables/codellama.csv
 """
@@ -26,11 +27,12 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+import pipeline  # noqa: F401  sets how threads wait, which torch reads when it is loaded
 
 # isort: split
 import torch
@@ -40,13 +42,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from benchmarks.executor import save, show
 from benchmarks.head import resident_mib
 from benchmarks.rollout import fastest
-from benchmarks.update import OURS_ALL, Load, arithmetic, numbers, product_rate, rewards
+from benchmarks.update import HEAD_FUNCTIONS, OURS_ALL, Load, arithmetic, numbers, product_rate, rewards
 from etpo_core.errors import one_line_errors
-from etpo_paper.base.settings import Settings, load_settings
-from etpo_paper.environment.prompts import Prompt
-from etpo_paper.environment.rollout import Transition
-from etpo_paper.methods import build_method, etpo, readings
-from etpo_paper.model import head
+from etpo_core.interfaces import Alone, Transition
+from etpo_paper.base.settings import load_settings
+from etpo_paper.environment.prompts import Action, Prompt
+from etpo_paper.methods import build_method
+from etpo_paper.model import head, networks
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import CONTINUATION
 
@@ -59,6 +61,7 @@ SMALL = dict(
     num_key_value_heads=6, max_position_embeddings=512,
 )  # fmt: skip
 PROMPT = 80
+BETA = 0.1
 NO_GPU = "no GPU here: nothing measured (--small runs a tiny shape on the CPU)"
 
 
@@ -67,12 +70,12 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        actions: of an update.
-        together: of them in memory at once.
+        actions: how many an update learns from.
+        together: actions of a micro-batch.
         length: tokens of an action.
-        sequences: of the rollout.
-        positions: of the head.
-        megabytes: that are read to measure the bandwidth.
+        sequences: how many a rollout writes.
+        positions: at how many the head is computed.
+        megabytes: how much is read to measure the bandwidth.
     """
 
     actions: int = 16
@@ -88,7 +91,7 @@ FEW = Sizes(actions=4, together=2, length=6, sequences=4, positions=8, megabytes
 
 @dataclass
 class Spent:
-    """What a phase took: seconds, the peak of memory in it and what was held behind it, in GiB."""
+    """What a phase took: seconds, the peak of memory during it, and the memory held when it ended, both in GiB."""
 
     seconds: float = 0.0
     peak: float = 0.0
@@ -97,14 +100,14 @@ class Spent:
 
 @dataclass
 class PhaseMeter:
-    """Seconds and memory by phase. Phases may lie in one another; a peak counts for all that are open."""
+    """Seconds and memory by phase. Phases may be nested; a peak counts for all phases that are open."""
 
     device: str
     spent: dict[str, Spent] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list)
 
     def _settle(self) -> float:
-        """Waits for the device, takes the peak since the last call for all open phases; returns what is held."""
+        """Waits for the device, adds the peak since the last call to all open phases; returns what is held now."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             peak, held = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.memory_allocated() / 2**30
@@ -118,7 +121,7 @@ class PhaseMeter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds what is inside to a phase."""
+        """Adds time and memory of the `with` block to a phase."""
         self._settle()
         self._open.append(name)
         spent, started = self.spent.setdefault(name, Spent()), time.perf_counter()
@@ -131,10 +134,10 @@ class PhaseMeter:
 
     @contextmanager
     def watch(self, owner: object, name: str, phase: str | Callable[..., str]) -> Iterator[None]:
-        """Inside, each call of `owner.name` is a phase, which may depend on the arguments."""
+        """In the `with` block, each call of `owner.name` is a phase, which may depend on the arguments."""
         function = getattr(owner, name)
 
-        def timed(*args, **kwargs):
+        def timed(*args: Any, **kwargs: Any) -> Any:
             with self.phase(phase if isinstance(phase, str) else phase(*args, **kwargs)):
                 return function(*args, **kwargs)
 
@@ -146,39 +149,43 @@ class PhaseMeter:
 
 
 class Bench:
-    """The model, its agent and its method; what is measured on them.
+    """A model with its agent and its method, and the rows of what was measured on them.
 
     Args:
         shape: arguments of `LlamaConfig`.
-        sizes: how much.
+        sizes: how much is measured.
         device: cuda or cpu.
     """
 
-    def __init__(self, shape: dict, sizes: Sizes, device: str):
-        self.sizes, self.device, self.meter, self.rows = sizes, device, PhaseMeter(device), []
+    def __init__(self, shape: dict[str, Any], sizes: Sizes, device: str):
+        self.sizes, self.device, self.meter = sizes, device, PhaseMeter(device)
+        self.rows: list[dict[str, Any]] = []
         settings = load_settings("paper")
-        self.training = settings.training
-        self.training.micro_batch_tokens = PROMPT + sizes.together * (sizes.length + 1)
+        training = settings.training
+        self.rank = training.lora_rank
         with self.meter.phase("weights"):
             self.model = build(shape, device)
         with self.meter.phase("agent"):
             self.agent = Agent(
                 self.model,
                 numbers(shape["vocab_size"]),
-                {"format": CONTINUATION, "eos_token_id": -1},  # no action ends before the limit
-                rank=self.training.lora_rank,
-                alpha=self.training.lora_alpha,
+                {"format": CONTINUATION, "eos_token_id": -1},  # no token has this id: every action has the full length
+                rank=self.rank,
+                alpha=training.lora_alpha,
+                layers=training.lora_layers,
                 seed=0,
-                precision=self.training.precision,
-                layers=self.training.lora_layers,
+                precision=training.precision,
+                momentum=training.momentum,
+                grad_norm=training.grad_norm,
+                micro_batch_tokens=PROMPT + sizes.together * (sizes.length + 1),
             )
         with self.meter.phase("decoder"):
             self.agent.refresh()
         for name in ("weights", "agent", "decoder"):
             self.row("model", name)
-        # The paper's descent of the policy's loss, which `arithmetic` counts: reference, critic and policy are run.
-        self.method = build_method("etpo", Settings(**{**vars(settings.methods["etpo"]), "policy_lr": 1e-3}))
-        self.method.start(self.agent, self.training)
+        # The policy descends its loss as in the paper, because `arithmetic` counts reference, critic and policy.
+        self.method = build_method("etpo", settings.methods["etpo"].plain() | {"policy_lr": 1e-3})
+        self.method.start(self.agent.networks, Alone())
         self.prompt = Prompt(" ".join(str(3 + i) for i in range(PROMPT)), "")
         self.rates = functools.cache(lambda out, into: product_rate(out, into, device))
 
@@ -198,14 +205,14 @@ class Bench:
             }
         )
 
-    def act(self, count: int, length: int) -> list:
-        """A rollout, a token a pass: with the same numbers as before, everything could be guessed."""
+    def act(self, count: int, length: int) -> list[Action]:
+        """A rollout with one token a pass; the generator starts alike each time, so all tokens could be guessed."""
         self.agent.drafts.set_state(())
         generator = torch.Generator().manual_seed(0)
         return self.agent.act([self.prompt] * count, max_new_tokens=length, generator=generator)
 
-    def learn(self, actions: list) -> None:
-        """An update from actions, and the hand-over of its weights to the decoder."""
+    def learn(self, actions: list[Action]) -> None:
+        """Learns from actions and hands the new weights to the decoder."""
         ids = self.agent.encode(self.prompt)
         pairs = zip(actions, rewards(len(actions)), strict=True)
         self.method.update([Transition(ids, a.tokens, a.log_probs, r, True, None) for a, r in pairs])
@@ -213,28 +220,30 @@ class Bench:
             self.agent.refresh()
 
     def update(self) -> None:
-        """The update, by phase."""
+        """Measures an update, by phase."""
         sizes, meter, name = self.sizes, self.meter, "update"
         self.learn(self.act(2, min(8, sizes.length)))
         meter.spent.pop("refresh")
         actions = self.act(sizes.actions, sizes.length)
         inner = ["reference", "critic", "policy"]
         with (
-            meter.watch(self.agent, "hidden", lambda role, *_, **__: role.replace("_", " ")),
-            meter.watch(readings, "dueling_terms", "head"),
+            ExitStack() as watched,
+            meter.watch(self.agent.networks, "hidden", lambda role, *_, **__: role.replace("_", " ")),
             meter.watch(torch.Tensor, "backward", "backward"),
-            meter.watch(etpo, "optimiser_step", "optimisers"),
+            meter.watch(self.agent.networks, "step", "optimisers"),
             meter.phase(name),
         ):
+            for function in HEAD_FUNCTIONS:
+                watched.enter_context(meter.watch(networks, function, "head"))
             self.learn(actions)
         load = Load(OURS_ALL, sizes.actions, sizes.length, PROMPT, 0, False)
-        config, rank = self.model.config, self.training.lora_rank
-        self.row(name, name, limit=arithmetic(load, config, rank, config.num_hidden_layers, self.rates))
+        config = self.model.config
+        self.row(name, name, limit=arithmetic(load, config, self.rank, config.num_hidden_layers, self.rates))
         for phase in (*inner, "head", "backward", "optimisers", "refresh"):
             self.row(name, phase)
 
     def rollout(self) -> None:
-        """The rollout against its limit."""
+        """Measures a rollout beside its limit."""
         sizes = self.sizes
         self.act(sizes.sequences, min(8, sizes.length))
         with self.meter.phase("rollout"):
@@ -244,51 +253,51 @@ class Bench:
         self.row("rollout", "rollout, with cache", seconds, self.rollout_limit(cache=True))
 
     def rollout_limit(self, cache: bool) -> float:
-        """The least seconds of a rollout; `cache` counts the keys and values that a step reads."""
+        """The least time of a rollout in seconds; with `cache`, the keys and values that a step reads count as well."""
         config, weight = self.model.config, self.model.lm_head.weight
-        read = (self.model.num_parameters() - weight.numel()) * weight.element_size()  # a step embeds a few rows only
+        read = (
+            self.model.num_parameters() - weight.numel()
+        ) * weight.element_size()  # few rows of the embedding are read
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.element_size()
         bandwidth, sequences = self.bandwidth(), self.sizes.sequences
         operations = 2 * sequences * read / weight.element_size()
         rate = self.rates(config.intermediate_size, config.hidden_size)
         total = 2 * PROMPT * read / weight.element_size() / rate
-        for written in range(1, self.sizes.length):  # the first token follows from the prompt
-            seen = per_token * (PROMPT + sequences * written) if cache else 0  # the prompt is read once for all
+        for written in range(1, self.sizes.length):  # the first token comes from the pass over the prompt
+            seen = (
+                per_token * (PROMPT + sequences * written) if cache else 0
+            )  # the prompt's are read once for all sequences
             total += max((read + seen) / bandwidth, operations / rate)
         return total
 
-    @functools.cache  # noqa: B019  one bench a process
+    @functools.cache  # noqa: B019  there is one bench in a process
     def bandwidth(self) -> float:
-        """Bytes a second that a reduction reads."""
+        """Bytes a second that a reduction reads from memory."""
         zeros = torch.zeros(self.sizes.megabytes * 250_000, device=self.device)
         return 4 * zeros.numel() / fastest(zeros.amax, 9)
 
     def head(self) -> None:
-        """Statistics and policy loss of the head against the products alone."""
-        held = self.agent.head_weight
+        """Measures two functions of the head beside their products alone."""
+        held = self.agent.networks.head_weight
         for weight in (held, held.bfloat16()) if held.dtype != torch.bfloat16 else (held,):
             torch.manual_seed(0)
-            policy, reference, target = torch.randn(3, self.sizes.positions, held.shape[1], device=self.device)
+            policy, reference, critic = torch.randn(3, self.sizes.positions, held.shape[1], device=self.device)
             tokens = torch.randint(len(weight), (self.sizes.positions,), device=self.device)
-            leaf = policy.clone().requires_grad_()
-            calls = {
-                "statistics": functools.partial(
-                    head.statistics, policy, weight, reference=reference, q=target, tokens=tokens
+            calls: dict[str, tuple[Callable[[], object], int, int]] = {  # with their products, forward and back
+                "statistics": (
+                    functools.partial(head.statistics, policy, weight, reference=reference, tokens=tokens), 2, 0,
                 ),
-                "policy loss": lambda leaf=leaf, reference=reference, target=target, weight=weight, tokens=tokens: (
-                    head.policy_terms(leaf, reference, target, weight, tokens).loss.sum().backward()
-                ),
-            }
-            for name, call in calls.items():
+                "dueling": (functools.partial(dueling, policy, reference, critic, weight, tokens), 3, 3),
+            }  # fmt: skip
+            for name, (call, forward, back) in calls.items():
                 phase = f"{name}, {str(weight.dtype).removeprefix('torch.')}"
                 with self.meter.phase(phase):
                     call()
-                forward, back = (2, 1) if name == "statistics" else (3, 1)
                 alone = fastest(lambda f=forward, b=back, w=weight: products(f, b, w, self.sizes.positions), 5)
                 self.row("head", phase, fastest(call, 5), alone)
 
-    def run(self) -> list[dict]:
-        """Measures everything that fits; returns the rows of the table."""
+    def run(self) -> list[dict[str, Any]]:
+        """Measures all that fits in memory; returns the rows of the table."""
         for part in (self.update, self.rollout, self.head):
             try:
                 part()
@@ -297,8 +306,8 @@ class Bench:
         return self.rows
 
 
-def build(shape: dict, device: str) -> LlamaForCausalLM:
-    """A frozen model of that shape with random weights in bfloat16, made on the device."""
+def build(shape: dict[str, Any], device: str) -> LlamaForCausalLM:
+    """A frozen model of a shape with random weights in bfloat16, made on the device."""
     torch.manual_seed(0)
     config = LlamaConfig(**shape, rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
     attention = "eager" if device == "cpu" else "sdpa"  # as `load_model` has it
@@ -307,9 +316,23 @@ def build(shape: dict, device: str) -> LlamaForCausalLM:
     return model.requires_grad_(False).eval()
 
 
+def dueling(policy: Tensor, reference: Tensor, critic: Tensor, weight: Tensor, tokens: Tensor) -> None:
+    """ETPO's terms with their gradients into the hidden states of policy and critic."""
+    leaves = policy.detach().requires_grad_(), critic.detach().requires_grad_()
+    terms = head.dueling_terms(leaves[0], reference, leaves[1], weight, tokens, BETA)
+    torch.stack([term.sum() for term in terms if term.requires_grad]).sum().backward()
+
+
 @torch.no_grad()
 def products(forward: int, back: int, weight: Tensor, positions: int) -> None:
-    """The products with the head of so many networks, of the head's block sizes, into memory that is reused."""
+    """Products with the head alone, in blocks of the size that `head` takes, into memory that is used again.
+
+    Args:
+        forward: how many networks' logits are computed.
+        back: how many matrices of weights are multiplied back to hidden states.
+        weight: the head [V, H].
+        positions: how many hidden states each network has.
+    """
     blocks = head.CPU_BLOCKS if weight.device.type == "cpu" else head.GPU_BLOCKS
     rows, part = min(blocks.positions, positions), weight[: blocks.vocabulary]
     hidden = weight.new_ones(forward * rows, weight.shape[1])
@@ -321,8 +344,8 @@ def products(forward: int, back: int, weight: Tensor, positions: int) -> None:
             torch.mm(tile[: back * rows], part, out=pulled)
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints and saves; returns the rows of the table."""
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measures, prints the table and saves it; returns its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a tiny shape on the CPU, to see that everything runs")
     parser.add_argument("--csv", type=Path, help="file to save the table to")

@@ -1,13 +1,18 @@
-"""What a whole run costs: seconds of an environment step, and where they go.
+"""The cost of a whole run: the seconds of an environment step, and what they are spent on.
 
-A run of the laptop scale's settings - etpo and ppo_kl, the task diabetes, the model in `models/smollm2`, programs
-executed on five splits - for a number of environment steps, in a temporary folder. Its time is split from outside:
-"rollout" is `Agent.act`, "execution" `SandboxPool.score_many`, "update" the method's update and the hand-over of its
-weights to the decoder, "rest" prompts, files and checkpoints; "start" is what comes before the first step (the model,
-the executor). "steps_500_s" is the start and 500 times the seconds of a step, which holds as long as actions are as
-long, and run as often, as in the steps measured.
+By default the runs are those of etpo and ppo_kl on the task diabetes with the settings and the model of the scale
+laptop, whose programs are scored on five splits. Each run makes a number of environment steps and writes into a
+temporary folder. Its time is measured by part:
 
-"wall_s" and "cpu_s" belong to all steps measured; CPU time is that of this process and the executor's.
+* "rollout" is `Agent.act`;
+* "execution" is `SandboxPool.score_many`, the time spent waiting for scores (programs already run while others are
+  being written);
+* "update" is the method's update, and handing its weights to the decoder;
+* "rest" is everything else: prompts, files and checkpoints.
+
+"start_s" is the time before the first step, which loads the model and starts the executor. "steps_500_s" is the start
+and 500 times the seconds of a step; it holds as long as programs are as long, and as often run, as in the steps that
+were measured. "wall_s" and "cpu_s" are totals over all steps; the CPU time is that of this process and the executor's.
 
     python -m benchmarks.end_to_end --steps 64 --csv end_to_end.csv
 """
@@ -20,8 +25,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+import pipeline  # noqa: F401  sets how threads wait, which torch reads when it is loaded
 
 # isort: split
 import torch
@@ -44,30 +50,39 @@ METHODS, PARTS = ("etpo", "ppo_kl"), ("rollout", "execution", "update", "rest")
 
 @dataclass(frozen=True)
 class RunElsewhere(Run):
-    """A run that leaves the results alone."""
+    """A run that does not write into `results/`.
+
+    Attributes:
+        elsewhere: the folder that it writes into.
+    """
 
     elsewhere: Path
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """See `Run.folder`."""
         return self.elsewhere
 
 
 class Clock:
-    """Wall and CPU seconds by part of a run."""
+    """Wall and CPU seconds by part of a run.
+
+    Args:
+        executor: the pool whose CPU time counts as well.
+    """
 
     def __init__(self, executor: SandboxPool):
-        self.executor, self.seconds = executor, defaultdict(lambda: [0.0, 0.0])
+        self.executor = executor
+        self.seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def now(self) -> tuple[float, float]:
-        """Wall and CPU seconds."""
+        """Wall and CPU seconds so far."""
         return time.perf_counter(), processes_cpu_s(self.executor)
 
-    def timed(self, part: str, function: Callable) -> Callable:
-        """The function, its time added to a part."""
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, except that the time of each call is added to a part."""
 
-        def call(*arguments, **options):
+        def call(*arguments: Any, **options: Any) -> Any:
             begin = self.now()
             try:
                 return function(*arguments, **options)
@@ -78,14 +93,13 @@ class Clock:
         return call
 
 
-def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Path) -> list[dict]:
-    """The rows of one method."""
+def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
+    """Makes a run of one method in a folder; returns the method's rows of the table."""
     started = time.perf_counter()
-    settings = load_settings(scale, method_name)
-    settings.training.env_steps = steps
+    settings = load_settings(scale, method_name).replace(training={"env_steps": steps})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = RunElsewhere(scale, method_name, task_name, 0, folder)
-    method, task = build_method(method_name, settings.methods[method_name]), load_task(task_name)
+    method, task = build_method(method_name, settings.methods[method_name].plain()), load_task(task_name)
     precision = settings.training.precision
     if device.type == "cpu":
         precision = choose(precision).precision
@@ -96,7 +110,8 @@ def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Pa
         executor.score_many = clock.timed("execution", executor.score_many)
         method.update, agent.refresh = (clock.timed("update", f) for f in (method.update, agent.refresh))
         start, begin = time.perf_counter() - started, clock.now()
-        rows = list(train(run, agent, method, task, executor, settings, "benchmark"))
+        networks = agent.networks if method.trains else None
+        rows = list(train(run, agent, networks, method, task, executor, settings, "benchmark"))
         total = [b - a for a, b in zip(begin, clock.now(), strict=True)]
         tier = str(executor.tier)
     known = [sum(s[i] for s in clock.seconds.values()) for i in (0, 1)]
@@ -125,16 +140,16 @@ def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Pa
 
 
 def main() -> None:
-    """Measures, prints and saves."""
+    """Measures, prints the table and saves it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=64, help="environment steps of each run")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods of the scale")
     parser.add_argument("--task", default="diabetes", help="data set")
-    parser.add_argument("--scale", default="laptop", help="whose settings and model")
+    parser.add_argument("--scale", default="laptop", help="scale whose settings and model are taken")
     parser.add_argument("--csv", type=Path, help="file to save the table to")
     arguments = parser.parse_args()
     with one_line_errors():
-        read_card(load_settings(arguments.scale).model)  # says how to make the model if it is missing
+        read_card(load_settings(arguments.scale).model)  # a UserError that says how to make the model if it is missing
         rows = []
         for method in arguments.methods:
             with tempfile.TemporaryDirectory() as folder:

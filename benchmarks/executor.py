@@ -1,9 +1,9 @@
-"""What an execution costs: a warm pool against a cold interpreter for each program, and two workers against one.
+"""The cost of executing programs: warm workers beside a new interpreter for each program, and two workers beside one.
 
-Both score the same programs on the same splits of a 576 x 8 table; one split is one execution, five are a reward of
-the paper (a cold interpreter then imports once and fits five times). "cpu_ms" is the CPU time of all processes
-involved, the figure that other load on the machine disturbs least; "wall_ms" is what a single caller waits. Prints
-tables; `--csv FILE` also saves them.
+Both score the same programs on the same splits of a table of 576 rows and 8 features. One split is one execution; five
+splits give a reward of the paper (a new interpreter then imports once and fits five times). "cpu_ms" is the CPU time of
+all processes involved, the figure that other load on the machine disturbs least. "wall_ms" is the time that a single
+caller waits. Prints two tables; `--csv FILE` also saves the first.
 
     python -m benchmarks.executor --repeats 20 --csv executor.csv
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from sklearn.datasets import make_classification
 
@@ -55,34 +56,36 @@ print(sum(scores) / len(scores))
 
 
 def cpu_s(who: int) -> float:
-    """CPU seconds of this process (RUSAGE_SELF) or of its ended children (RUSAGE_CHILDREN)."""
+    """CPU seconds of this process (RUSAGE_SELF) or of its children that have ended (RUSAGE_CHILDREN)."""
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
 
 
 def processes_cpu_s(pool: SandboxPool) -> float:
-    """CPU seconds so far of this process, of the pool's zygotes and of all their ended children."""
+    """CPU seconds so far of this process, of the pool's zygotes, and of all their children that have ended."""
     total = cpu_s(resource.RUSAGE_SELF)
     for worker in pool._workers:
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
-        total += sum(int(field) for field in fields[11:15]) / 100  # utime, stime, cutime, cstime in ticks
+        total += sum(int(field) for field in fields[11:15]) / 100  # utime, stime, cutime and cstime in ticks of 10 ms
     return total
 
 
 def warm(pool: SandboxPool, program: str, splits: int, repeats: int) -> tuple[list[float], float]:
-    """Wall times [s] and CPU time [s] of one reward of a program on a warm pool."""
+    """Wall times of each score of a program by a warm worker, and the mean CPU time, in seconds."""
     x, y = make_classification(ROWS, FEATURES, random_state=0)
     pool.score(program, x, y, range(splits))
     before, walls = processes_cpu_s(pool), []
     for number in range(repeats):
         started = time.perf_counter()
-        pool.score(f"{program}# {number}", x, y, range(splits))  # a new text each time, so nothing is remembered
+        pool.score(
+            f"{program}# {number}", x, y, range(splits)
+        )  # a new text each time, whose score the pool does not know
         walls.append(time.perf_counter() - started)
     return walls, (processes_cpu_s(pool) - before) / repeats
 
 
 def cold(program: str, splits: int, repeats: int) -> tuple[list[float], float]:
-    """Wall times [s] and CPU time [s] of one reward of a program in an interpreter of its own."""
+    """Wall times of each score of a program by a new interpreter, and the mean CPU time, in seconds."""
     script = COLD.format(rows=ROWS, features=FEATURES, splits=splits, program=program)
     before, walls = cpu_s(resource.RUSAGE_CHILDREN), []
     for _ in range(repeats):
@@ -93,7 +96,7 @@ def cold(program: str, splits: int, repeats: int) -> tuple[list[float], float]:
 
 
 def programs_per_second(workers: int, count: int) -> float:
-    """Executions a second of scaler + logistic regression, one split each."""
+    """How many programs a pool executes in a second; each is scaler + logistic regression on one split."""
     x, y = make_classification(ROWS, FEATURES, random_state=0)
     with SandboxPool(workers) as pool:
         pool.score_many([f"{PROGRAMS[LOGISTIC]}# {n}" for n in range(-workers, 0)], x, y, [0])
@@ -102,16 +105,16 @@ def programs_per_second(workers: int, count: int) -> float:
         return count / (time.perf_counter() - started)
 
 
-def show(rows: list[dict]) -> None:
-    """Prints a table."""
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints a table, given as rows with equal keys."""
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     for line in ({key: key for key in rows[0]}, *rows):
         print("  ".join(str(line[key]).ljust(width) for key, width in widths.items()).rstrip())
     print()
 
 
-def save(rows: list[dict], file: Path) -> None:
-    """Writes a table as CSV."""
+def save(rows: list[dict[str, Any]], file: Path) -> None:
+    """Writes a table, given as rows with equal keys, as CSV."""
     with file.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, rows[0])
         writer.writeheader()
@@ -119,13 +122,13 @@ def save(rows: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints and saves."""
+    """Measures, prints the tables and saves the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20, help="warm executions of each program")
-    parser.add_argument("--cold-repeats", type=int, default=3, help="cold executions of each program")
+    parser.add_argument("--repeats", type=int, default=20, help="scores of each program by a warm worker")
+    parser.add_argument("--cold-repeats", type=int, default=3, help="scores of each program by a new interpreter")
     parser.add_argument("--csv", type=Path, help="file to save the costs to")
     arguments = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with one_line_errors():
         started = time.perf_counter()
         with SandboxPool(1) as pool:
@@ -148,7 +151,7 @@ def main() -> None:
                     )
         show(rows)
         count = 10 * arguments.repeats
-        rates = {1: [], 2: []}
+        rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(3):
             for workers in rates:
                 rates[workers].append(programs_per_second(workers, count))

@@ -1,9 +1,10 @@
-"""What survives: thousands of hostile programs, and SIGKILL for workers, zygotes and hosts at random moments.
+"""A test of endurance for the executor: thousands of hostile programs, and its processes killed at random moments.
 
-Three tables. *Hostile*: what the host holds - descriptors, threads, memory, processes - before and after many mixed
-hostile programs. *Kills*: a pool goes on scoring while its zygotes and the processes that started them are killed;
-counts what came of the programs and how many scores were wrong. *Host*: whole hosts are killed at random moments of
-their lives, from start to work; counts processes that outlive them. Exits with status 1 if anything is wrong.
+There are three tables. "hostile" shows what the host process holds (descriptors, threads, memory, processes) before and
+after many different hostile programs. In "kills", a pool scores programs while SIGKILL ends its zygotes and the
+processes that started them; the table counts the outcomes and how many scores were wrong. In "hosts", whole host
+processes are killed at random moments between start and work; the table counts the processes that outlive them. The
+exit status is 1 if anything is wrong.
 
     python -m benchmarks.executor_faults --hostile 2000 --kills 500 --csv faults.csv
 """
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +53,8 @@ X = np.random.default_rng(0).normal(size=(120, 4))
 Y = (X[:, 0] + np.random.default_rng(1).normal(size=120) > 0).astype(int)
 
 
-def hostile(count: int) -> list[dict]:
-    """The host before and after `count` hostile programs, every fiftieth of them endless."""
+def hostile(count: int) -> list[dict[str, Any]]:
+    """What the host holds before and after `count` hostile programs, every fiftieth of which never ends."""
     with SandboxPool(2, LIMITS) as pool:
         honest = pool.score(HONEST, X, Y, [0]).score
         pool.score_many([f"{HEAD}{text}\n# warm" for text in HOSTILE], X, Y, [0])
@@ -64,7 +66,7 @@ def hostile(count: int) -> list[dict]:
         outcomes = pool.score_many(sources, X, Y, [0], progress=_progress)
         after = _holdings(pool)
         again = pool.score(HONEST + "#", X, Y, [0]).score
-    rows = [{"what": name, "before": before[name], "after": after[name]} for name in before]
+    rows: list[dict[str, Any]] = [{"what": n, "before": before[n], "after": after[n]} for n in before]
     for row in rows:
         grown = row["after"] - row["before"]
         row["wrong"] = int(grown > 8 if row["what"].endswith("MiB") else grown != 0)
@@ -75,6 +77,7 @@ def hostile(count: int) -> list[dict]:
 
 
 def _holdings(pool: SandboxPool) -> dict[str, int]:
+    """What the host and the zygotes hold now."""
     gc.collect()
     zygotes = [worker.pid for worker in pool._workers]
     return {
@@ -87,11 +90,13 @@ def _holdings(pool: SandboxPool) -> dict[str, int]:
 
 
 def _memory(pid: int) -> int:
+    """Anonymous resident memory of a process in MiB."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) >> 10
 
 
 def _children(pid: int) -> list[int]:
+    """The children of a process; none if it has ended."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
         return [int(c) for t in threads for c in Path(f"/proc/{pid}/task/{t}/children").read_text().split()]
@@ -104,10 +109,10 @@ def _descendants(pid: int) -> list[int]:
     return below + [further for child in below for further in _descendants(child)]
 
 
-def kills(count: int, seed: int = 0) -> list[dict]:
-    """Scores honest programs while `count` times a zygote, or what started it, is killed at a random moment."""
+def kills(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Scores honest programs while zygotes, or the processes that started them, are killed `count` times."""
     rng = random.Random(seed)
-    outcomes: collections.Counter = collections.Counter()
+    outcomes: collections.Counter[str] = collections.Counter()
     wrong = 0
     with SandboxPool(2, LIMITS) as pool:
         honest = pool.score(HONEST, X, Y, range(3)).score
@@ -129,7 +134,7 @@ def kills(count: int, seed: int = 0) -> list[dict]:
             _progress(done + 1, count)
             time.sleep(rng.uniform(0, 1))
             worker = rng.choice(pool._workers)
-            try:  # one that was killed before and not yet replaced may be missed
+            try:  # a zygote that was killed before and is not yet replaced has no process
                 os.kill(worker.pid if rng.random() < 0.5 else worker._process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -158,14 +163,15 @@ with SandboxPool(2, LIMITS) as pool:
 """
 
 
-def hosts(count: int, seed: int = 0) -> list[dict]:
-    """Kills `count` hosts up to four seconds into their lives and counts the processes that outlive them."""
+def hosts(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Kills `count` hosts within four seconds of their start and counts the processes that outlive them."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become this process's children
     rng = random.Random(seed)
     survivors = processes = 0
     for done in range(count):
         _progress(done + 1, count)
         host = subprocess.Popen([sys.executable, "-c", _HOST], stdout=subprocess.PIPE)
+        assert host.stdout is not None
         host.stdout.readline()
         time.sleep(rng.uniform(0, 4))
         processes += len(_descendants(host.pid))
@@ -184,6 +190,7 @@ def hosts(count: int, seed: int = 0) -> list[dict]:
 
 
 def _orphans() -> list[int]:
+    """The children of this process that are still alive, once those that ended are reaped."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -198,14 +205,14 @@ def _progress(done: int, total: int) -> None:
 
 
 def main() -> None:
-    """Runs the three, prints their tables and saves them."""
+    """Runs all three, prints their tables and saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hostile", type=int, default=2000, help="hostile programs")
     parser.add_argument("--kills", type=int, default=500, help="kills of zygotes")
     parser.add_argument("--hosts", type=int, default=50, help="kills of hosts")
     parser.add_argument("--csv", type=Path, help="file to save the tables to")
     arguments = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for table, function in (("hostile", hostile), ("kills", kills), ("hosts", hosts)):
         started = time.monotonic()
         for row in function(getattr(arguments, table)):

@@ -1,9 +1,10 @@
-"""How a rollout grows with the number of sequences and with the length of the actions.
+"""How the time of a rollout grows with the number of sequences and with the length of the actions.
 
-Our decoder (`etpo_paper.model.decoder`) runs with the shape of SmolLM2-135M and random weights in bfloat16. All
-sequences have one prompt of 80 tokens and run to the length limit: the "equal" workload of `benchmarks.rollout`, which
-says what the limit is. "cpu_s" is the least CPU time of a few rollouts in turns; "exponent" is the slope of its
-logarithm over that of the size. Run it with one thread, so that CPU time and the limit speak of the same:
+Our decoder (`etpo_paper.model.decoder`) runs a model with the shape of SmolLM2-135M and random weights in bfloat16. All
+sequences have the same prompt of 80 tokens and run to the length limit; this is the workload "equal" of
+`benchmarks.rollout`, which says what the limit is. "cpu_s" is the least CPU time of a few rollouts, where the sizes
+take turns. "exponent" is the slope of log time over log size. Run it with one thread, so that the CPU time and the
+limit are comparable:
 
     OMP_NUM_THREADS=1 python -m benchmarks.growth --csv rollout_growth.csv
 """
@@ -12,8 +13,9 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+import pipeline  # noqa: F401  sets how threads wait, which torch reads when it is loaded
 
 # isort: split
 import torch
@@ -25,8 +27,8 @@ from etpo_core.errors import one_line_errors
 from etpo_paper.model.decoder import LlamaDecoder
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints and saves; returns the rows of the table."""
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measures, prints the table and saves it; returns its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2, help="turns of each size, after one to warm up")
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that everything runs")
@@ -43,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     pairs = dict.fromkeys(pair for several in sizes.values() for pair in several)
     times: dict[tuple[int, int], list[tuple[float, float]]] = {pair: [] for pair in pairs}
     loads = {pair: workload("equal", *pair) for pair in pairs}
-    ours(decoder, *workload("equal", few, 8), 8)  # what is made at the first call is not counted
+    ours(decoder, *workload("equal", few, 8), 8)  # warms up: what the first call allocates is not counted
     for _ in range(chosen.rounds):
         for (count, length), (prompts, lengths) in loads.items():
             wall, cpu = time.perf_counter(), time.process_time()
             ours(decoder, prompts, lengths, length)
             times[count, length].append((time.perf_counter() - wall, time.process_time() - cpu))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for over, several in sizes.items():
         cpus = [min(cpu for _, cpu in times[pair]) for pair in several]
         slope = exponent([count * length for count, length in several], cpus)

@@ -1,20 +1,21 @@
-"""What a rollout costs: our decoder against transformers' generate and against the limit of the machine.
+"""The cost of a rollout: our decoder beside transformers' generate, and beside the limit of the machine.
 
-Both sample from the same model - the shape of SmolLM2-135M with random weights, in bfloat16 - in turns, in the same
-run. Two workloads:
+Both sample from the same model, which has the shape of SmolLM2-135M and random weights in bfloat16. They take turns in
+one process. There are two workloads:
 
 * "equal": one prompt of 80 tokens for all sequences, all of which run to the length limit.
-* "mixed": prompts of four tasks and of their reflection steps, 79 to 256 tokens long; sequences end at lengths as
-  they were in a training run. Ends are forced, so that both write the same number of useful tokens; generate pads
-  what has ended until the longest sequence is written, or, in a row of its own, until the limit.
+* "mixed": prompts of four tasks and of their reflection steps, 79 to 256 tokens long. Sequences end at lengths that
+  occurred in a training run. The ends are forced, so that both decoders write the same number of useful tokens. After
+  its end, generate pads a sequence until the longest one is written or, in a row of its own, until the limit.
 
-The limit is the time that reading and multiplying the weights take at least. A step: the larger of weight bytes /
-memory bandwidth and arithmetic / matmul rate, output head included, for the sequences that still run; the prompts:
-arithmetic of their distinct tokens / matmul rate. Bandwidth and rate are measured in the same run, the rate on the
-largest matrix of the model (the output head) at the batch's number of rows.
+The limit is the least time that reading and multiplying the weights takes. For a step it is the larger of weight bytes
+/ memory bandwidth and operations / matmul rate, both with the output head, for the sequences that still run. For the
+prompts it is the operations of their distinct tokens / matmul rate. Bandwidth and rate are measured in the same
+process, the rate on the model's largest matrix (the output head), with as many rows as the batch has sequences.
 
-"tokens_s" counts the tokens computed, padding included, "useful_tokens_s" those up to each sequence's end. "cpu_s" is
-the CPU time of the process, which other load disturbs least. Prints a table; `--csv FILE` also saves it.
+"tokens_s" counts the tokens computed, padding included, and "useful_tokens_s" those up to each sequence's end. "cpu_s"
+is the CPU time of the process, the figure that other load on the machine disturbs least. Prints a table; `--csv FILE`
+also saves it.
 
     python -m benchmarks.rollout --csv rollout.csv
 """
@@ -26,8 +27,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+import pipeline  # noqa: F401  sets how threads wait, which torch reads when it is loaded
 
 # isort: split
 import torch
@@ -37,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from etpo_paper.model.decoder import LlamaDecoder, _product, sample
 
 END = 2
-# Lengths of the actions of one run on the laptop scale, whose limit is 96: sixteen evenly spaced quantiles.
+# Sixteen evenly spaced quantiles of the lengths of actions in a run of the scale laptop, whose limit is 96 tokens.
 LENGTHS = (31, 34, 35, 37, 40, 41, 43, 44, 46, 49, 53, 57, 60, 64, 68, 85)
 PROMPT = 80
 SMOLLM2 = dict(
@@ -50,20 +52,20 @@ SMALL = dict(
 )  # fmt: skip
 
 
-def build(shape: dict, device: str) -> LlamaForCausalLM:
-    """A model of that shape with random weights, in bfloat16."""
+def build(shape: dict[str, Any], device: str) -> LlamaForCausalLM:
+    """A model of a shape (arguments of `LlamaConfig`) with random weights in bfloat16."""
     torch.manual_seed(0)
     config = LlamaConfig(**shape, tie_word_embeddings=True, eos_token_id=END, pad_token_id=END, bos_token_id=1)
     return LlamaForCausalLM(config).eval().to(torch.bfloat16).to(device)
 
 
 def workload(name: str, batch: int, limit: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts, and the number of tokens at which each sequence ends."""
+    """Token ids of the prompts, and the number of tokens after which each sequence ends."""
     if name == "equal":
         return [list(range(3, 3 + PROMPT))] * batch, [limit] * batch
     prompts = []
     for row in range(batch):
-        # Four tasks, whose prompts begin alike; every fourth sequence is in a reflection step, no two of them alike.
+        # The prompts of four tasks begin alike. A quarter of the sequences is in reflection steps, which all differ.
         prompt = [5, 6, 7, 8, 9, 10, 11] + [100 + row % 4] * 72
         if row // 4 % 4 == 3:
             prompt += [200 + row] * (51 + 42 * (row % 4))
@@ -73,7 +75,7 @@ def workload(name: str, batch: int, limit: int) -> tuple[list[list[int]], list[i
 
 
 class ForcedEnds:
-    """A decoder whose sequences end at given lengths and not before; it takes a token of each at a time."""
+    """A decoder whose sequences end exactly at given lengths; it takes one token of each sequence a pass."""
 
     takes_back = False
 
@@ -100,13 +102,13 @@ class ForcedEnds:
 
 
 class ForcedEndsOfGenerate(LogitsProcessor):
-    """The same for transformers' generate."""
+    """Makes sequences of transformers' generate end exactly at given lengths."""
 
     def __init__(self, lengths: Sequence[int], prompt: int, device: str):
         self.lengths, self.prompt = torch.tensor(lengths, device=device), prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores [batch, vocabulary] of the next token."""
+        """Scores [batch, vocabulary] of the next token, in which the end token is certain or impossible."""
         due = self.lengths == input_ids.shape[1] - self.prompt + 1
         scores[:, END] = torch.where(due, 1e4, float("-inf")).to(scores.dtype)
         return scores
@@ -120,7 +122,7 @@ def ours(decoder: LlamaDecoder, prompts: list[list[int]], lengths: list[int], li
 
 
 def useful_tokens(written: Tensor, end: int) -> int:
-    """Tokens up to each sequence's first end token, it included, of what was written [batch, length]."""
+    """The number of tokens written [batch, length] up to each sequence's first end token, that token included."""
     return int(((written == end).cumsum(1) - (written == end).long() == 0).sum())
 
 
@@ -128,7 +130,7 @@ def useful_tokens(written: Tensor, end: int) -> int:
 def sampled_by_generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], end: int, limit: int, ends: LogitsProcessorList
 ) -> int:
-    """Samples with transformers, prompts padded on the left; returns the number of useful tokens."""
+    """Samples with transformers, with prompts padded on the left; returns the number of useful tokens."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -140,13 +142,13 @@ def sampled_by_generate(
 
 
 def generate(model: LlamaForCausalLM, prompts: list[list[int]], lengths: list[int], limit: int) -> int:
-    """Samples with transformers, with forced ends; returns the number of useful tokens."""
+    """Samples with transformers until the forced ends; returns the number of useful tokens."""
     forced = ForcedEndsOfGenerate(lengths, max(map(len, prompts)), model.device)
     return sampled_by_generate(model, prompts, END, limit, LogitsProcessorList([forced]))
 
 
 def fastest(function: Callable[[], object], repeats: int) -> float:
-    """The shortest time that a call takes [s]."""
+    """The shortest time of a call in seconds, after one call to warm up."""
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -158,20 +160,27 @@ def fastest(function: Callable[[], object], repeats: int) -> float:
 
 
 class Limits:
-    """What the machine can do at best, measured."""
+    """The measured limits of the machine.
+
+    Args:
+        model: the model whose weights are read and multiplied.
+        repeats: how often each measurement is repeated.
+        megabytes: how much is read to measure the bandwidth.
+    """
 
     def __init__(self, model: LlamaForCausalLM, repeats: int, megabytes: int):
-        self.device, self.repeats, self.rates = model.device, repeats, {}
+        self.device, self.repeats = model.device, repeats
+        self.rates: dict[int, float] = {}
         self.weight = model.lm_head.weight.detach()
         self.product = _product(self.weight)
-        # The embedding is the head's matrix again (of which a step reads a few rows), so it is not counted.
+        # The embedding is the head's matrix as well, and a step reads only a few of its rows: it counts once.
         self.parameters = model.num_parameters()
         numbers = torch.zeros(megabytes * 250_000, device=self.device)
         self.bandwidth = 4 * numbers.numel() / fastest(numbers.amax, 3 * repeats)
 
     @torch.inference_mode()
     def rate(self, rows: int) -> float:
-        """Operations a second of a product with that many rows, in the fastest layout of its weight."""
+        """Operations a second of a product with so many rows, in the fastest layout of its weight."""
         if rows not in self.rates:
             x = torch.randn(rows, self.weight.shape[1], device=self.device).to(self.weight.dtype)
             seconds = fastest(lambda: self.product(x), 5 * self.repeats)
@@ -179,10 +188,10 @@ class Limits:
         return self.rates[rows]
 
     def seconds(self, prompts: list[list[int]], lengths: list[int]) -> float:
-        """The least time of a rollout."""
+        """The least time of a rollout in seconds."""
         tokens = sum(map(len, set(map(tuple, prompts))))
         total = 2 * tokens * (self.parameters - self.weight.numel()) / self.rate(512)
-        for step in range(2, max(lengths) + 1):  # the first token follows from the prompts
+        for step in range(2, max(lengths) + 1):  # the first token comes from the pass over the prompts
             running = sum(length >= step for length in lengths)
             bytes_read = self.parameters * self.weight.element_size()
             operations = 2 * running * self.parameters
@@ -190,8 +199,8 @@ class Limits:
         return total
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints and saves; returns the rows of the table."""
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measures, prints the table and saves it; returns its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 64], help="sequences side by side")
     parser.add_argument("--kinds", nargs="+", default=["equal", "mixed"], choices=["equal", "mixed"], help="workloads")
@@ -213,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
         flush=True,
     )
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind in chosen.kinds:
         for batch in chosen.batches:
             prompts, lengths = workload(kind, batch, chosen.limit)

@@ -1,32 +1,34 @@
-"""What one update costs: ETPO as the library does it, beside other ways and the limit of the machine.
+"""The cost of one ETPO update: this package beside other implementations, and beside the limit of the machine.
 
-The load: a prompt of 67 tokens, 16 actions of 96 tokens each after it, random rewards, no state that follows; the
-model is SmolLM2-135M, or its shape with random weights where `models/smollm2` is missing. An "iteration" is the
-rollout that writes the actions and the update that learns from them. In the same run, in turns, each in a process of
-its own:
+The update learns from 16 actions of 96 tokens, all of them written after the same prompt of 67 tokens. The rewards are
+arbitrary, and each action ends its episode. The model is SmolLM2-135M or, where `models/smollm2` is missing, its shape
+with random weights. An "iteration" is the rollout that writes the actions and the update that learns from them. Each of
+the following runs in a process of its own, and they take turns:
 
-* "ours": the library, with the settings of the laptop scale but for the policy, which descends its loss as in the
-  paper. Reference, policy, critic and target critic are adapters of one base, on its last layers; the products of the
-  body are bfloat16. "ours, all layers" has adapters on all layers, so that nothing but the prompt is computed once for
-  several networks. "ours, exact policy" has the scale's own settings: the policy takes the critic's weights.
-* "whole logits": the straightforward data flow, a stand-in for the paper's released code: four full copies of the
-  model in float32, the logits over the whole vocabulary of three of them kept for every token, targets from a Python
-  loop, all weights of policy and critic trained by Lion, transformers' generate. "whole logits, fast products" is the
-  same with the faster float32 library that ours may choose, too.
-* "TRL GRPO": a step of TRL's GRPOTrainer: one trained adapter, a reference, no critic and no target; bfloat16. It needs
-  the optional extra `bench`.
-* "limit": the arithmetic that the update needs - one pass of the layers without adapters over the distinct tokens,
-  three of those with, two of them with gradients (the target critic is asked for nothing, as V is fitted by itself),
-  and six products with the head - at the rate that this machine reaches in bfloat16 products of these shapes with
-  1024 rows; "limit, all layers" is three passes of all. For the rollout, `benchmarks.rollout` says what the limit is.
+* "ours": this package with the settings of the scale laptop, except that the policy descends its loss as in the paper.
+  Reference, policy, critic and target critic are adapters of one base, on its last layers. The body's products are
+  taken in bfloat16. "ours, all layers" has adapters on all layers, so that only the prompt is computed once for several
+  networks. "ours, exact policy" has the scale's own settings, with which the policy takes the critic's weights.
+* "whole logits": a direct implementation, which stands in for the paper's released code. It holds four full copies of
+  the model in float32 and the logits of three of them over the whole vocabulary for every token. Targets come from a
+  Python loop, Lion trains all weights of policy and critic, and transformers' generate samples. "whole logits, fast
+  products" is the same with the faster library for float32 products, which "ours" may choose as well.
+* "TRL GRPO": a step of TRL's GRPOTrainer in bfloat16, with one trained adapter and a reference, but without a critic
+  and a target. It needs the optional extra `bench`.
+* "limit": the time of the arithmetic that the update needs, at the rate at which this machine multiplies bfloat16
+  matrices of these shapes with 1024 rows. The arithmetic is one pass over the distinct tokens through the layers
+  without adapters, three passes through those with adapters, of which two have gradients, and six products with the
+  head. (No pass is needed for the target critic, because V is fitted by least squares.) "limit, all layers" is three
+  passes through all layers. `benchmarks.rollout` says what the limit of the rollout is.
 
-"peak_gib" is the peak of resident memory during the iteration less what the process held before the model was made:
-weights, copies, optimisers and buffers all count. "beyond_gib" is the same less what was resident right before the
-update. On a GPU both are torch's allocated memory. "cpu_s" is the CPU time of the process, which other load on the
-machine disturbs least; times are medians, ratios medians of the ratios of a turn.
+"peak_gib" is the peak of resident memory during the iteration minus what the process held before the model was made, so
+weights, copies, optimisers and buffers all count. "beyond_gib" is the same peak minus what was resident right before
+the iteration. On a GPU both are the memory that torch has allocated. "cpu_s" is the CPU time of the process, the figure
+that other load on the machine disturbs least. Times are medians; ratios are medians of the ratios within a turn.
 
-Three tables: the comparison, the phases of our update, and its growth with the number of rollouts and the length of
-the actions, for a micro-batch of eight actions. `--csv FILE` saves them, the last two as FILE_phases and FILE_growth.
+There are three tables: the comparison, the phases of our update, and its growth with the number of rollouts and with
+the length of the actions, for a micro-batch of eight actions. `--csv FILE` saves them, the last two as FILE_phases and
+FILE_growth.
 
     python -m benchmarks.update --csv update.csv
 """
@@ -47,30 +49,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import pipeline  # noqa: F401  says how threads wait, which is read when torch is loaded
+import pipeline  # noqa: F401  sets how threads wait, which torch reads when it is loaded
 
 # isort: split
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.executor import save, show
 from benchmarks.head import exponent, resident_mib
 from benchmarks.rollout import SMALL, SMOLLM2, Limits, build, fastest
 from etpo_core.bellman import expected_q, kl_divergence
 from etpo_core.errors import one_line_errors
+from etpo_core.interfaces import Alone, Transition
 from etpo_core.losses import critic_loss, policy_loss
 from etpo_paper.base.machine import choose, use_fast_matmul
 from etpo_paper.base.paths import MODELS
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.settings import load_settings
 from etpo_paper.environment.prompts import Prompt
-from etpo_paper.environment.rollout import Transition
-from etpo_paper.methods import build_method, etpo, readings
+from etpo_paper.methods import build_method
 from etpo_paper.methods.released import Lion
+from etpo_paper.model import networks
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.decoder import _product
 from etpo_paper.model.loading import CONTINUATION, load_model
@@ -79,6 +84,7 @@ OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fas
 OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"
 OURS_EXACT = f"{OURS}, exact policy"
 BETA, GAMMA, TAU = 0.3, 0.99, 0.995
+HEAD_FUNCTIONS = ("dueling_terms", "own_dueling_terms", "statistics")  # what `LanguageModelNetworks` calls of `head`
 NO_TRL = "not measured: pip install --editable '.[bench]'"
 
 
@@ -87,11 +93,11 @@ class Load:
     """What a process is to measure.
 
     Attributes:
-        run: one of the names above.
-        rollouts: actions of an update.
-        length: tokens of each.
-        prompt: tokens of the prompt that all of them share.
-        micro_batch: tokens at once in our update; 0 for the laptop scale's number.
+        run: one of the names in `RUNS`.
+        rollouts: number of actions in a batch.
+        length: tokens of each action.
+        prompt: tokens of the prompt that all actions share.
+        micro_batch: tokens of a micro-batch of our update; 0 for the number of the scale laptop.
         small: whether the model is a tiny one.
     """
 
@@ -104,10 +110,15 @@ class Load:
 
 
 class Meter:
-    """Wall and CPU seconds by phase, and peaks of memory."""
+    """Wall and CPU seconds by phase, and the peaks of memory of one iteration.
+
+    Args:
+        device: cuda or cpu.
+    """
 
     def __init__(self, device: str):
-        self.device, self.seconds = device, defaultdict(lambda: [0.0, 0.0])
+        self.device = device
+        self.seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.entry = self._now()
 
     def _now(self) -> float:
@@ -115,7 +126,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of what is inside to a phase."""
+        """Adds the time of the `with` block to a phase."""
         self._wait()
         wall, cpu = time.perf_counter(), time.process_time()
         yield
@@ -128,10 +139,10 @@ class Meter:
             torch.cuda.synchronize()
 
     def watch(self, owner: object, name: str, phase: str | Callable[..., str]) -> None:
-        """From here on, times each call of `owner.name` as a phase, which may depend on the arguments."""
+        """From now on, adds the time of each call of `owner.name` to a phase; the phase may depend on the arguments."""
         function = getattr(owner, name)
 
-        def timed(*args, **kwargs):
+        def timed(*args: Any, **kwargs: Any) -> Any:
             with self.phase(phase if isinstance(phase, str) else phase(*args, **kwargs)):
                 return function(*args, **kwargs)
 
@@ -139,7 +150,7 @@ class Meter:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Forgets what was measured before, and takes the peak of what is inside."""
+        """Forgets what was measured before, and measures the peak of memory in the `with` block."""
         self.seconds.clear()
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -150,63 +161,65 @@ class Meter:
         peak = torch.cuda.max_memory_allocated() / 2**20 if self.device == "cuda" else resident_mib("VmHWM")
         self.memory = {"peak_gib": (peak - self.entry) / 1024, "beyond_gib": (peak - before) / 1024}
 
-    def found(self) -> dict:
-        """Everything measured."""
+    def found(self) -> dict[str, Any]:
+        """All that was measured."""
         return {"seconds": self.seconds, **self.memory}
 
 
-# ------------------------------------------------------------------------------------------------- what is loaded
+# ----------------------------------------------------------------------------------------------- what all runs load
 
 
 def language_model(small: bool, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The model, frozen, in evaluation mode."""
+    """The frozen model in evaluation mode."""
     if not small and (MODELS / "smollm2" / "model.safetensors").exists():
         return load_model("smollm2", dtype, device)[0]
     return build(SMALL if small else SMOLLM2, device).to(dtype).requires_grad_(False)
 
 
 def numbers(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose text is the token ids themselves, so that a prompt has the length it is to have."""
+    """A tokenizer for texts that are token ids, so that a prompt of any number of tokens can be written."""
     tokenizer = Tokenizer(WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0", pad_token="2", eos_token="2")
 
 
 def prompt_ids(load: Load) -> list[int]:
-    """Token ids of the prompt."""
+    """Token ids of the prompt that all actions share."""
     return list(range(3, 3 + load.prompt))
 
 
 def rewards(count: int) -> list[float]:
-    """Some rewards; what they are does not change the work."""
+    """Arbitrary rewards; the cost of an update does not depend on them."""
     return [-1.0 if i % 3 else 0.8 for i in range(count)]
 
 
 # --------------------------------------------------------------------------------------------------------- ours
 
 
-def ours(load: Load, device: str) -> dict:
-    """The library: `Agent.act`, `ETPO.update` and `Agent.refresh`."""
+def ours(load: Load, device: str) -> dict[str, Any]:
+    """This package: `Agent.act`, `ETPO.update` and `Agent.refresh`."""
     meter = Meter(device)
     settings = load_settings("laptop")
-    training = Settings(**vars(settings.training))
+    training = settings.training
     precision = choose(training.precision).precision if device == "cpu" else training.precision
-    training.micro_batch_tokens = load.micro_batch or training.micro_batch_tokens
     model = language_model(load.small, device, torch.float32 if device == "cpu" else torch.bfloat16)
-    card = {"format": CONTINUATION, "eos_token_id": -1}  # no action ends before the limit
+    card = {"format": CONTINUATION, "eos_token_id": -1}  # no token has this id, so every action has the full length
     agent = Agent(
         model,
         numbers(model.config.vocab_size),
         card,
         rank=training.lora_rank,
         alpha=training.lora_alpha,
+        layers=0 if load.run == OURS_ALL else training.lora_layers,
         seed=0,
         precision=precision,
-        layers=0 if load.run == OURS_ALL else training.lora_layers,
+        momentum=training.momentum,
+        grad_norm=training.grad_norm,
+        micro_batch_tokens=load.micro_batch or training.micro_batch_tokens,
     )
-    section = vars(settings.methods["etpo"]) | ({} if load.run == OURS_EXACT else {"policy_lr": 1e-3})
-    method = build_method("etpo", Settings(**section))
-    method.start(agent, training)
+    section = settings.methods["etpo"].plain() | ({} if load.run == OURS_EXACT else {"policy_lr": 1e-3})
+    method = build_method("etpo", section)
+    method.start(agent.networks, Alone())
     prompt = Prompt(" ".join(map(str, prompt_ids(load))), "")
     generator = torch.Generator().manual_seed(0)
 
@@ -223,24 +236,25 @@ def ours(load: Load, device: str) -> dict:
             agent.refresh()
 
     iteration(2, 8)
-    meter.watch(agent, "hidden", lambda role, *_, **__: f"{role.replace('_', ' ')}: forward")
-    meter.watch(readings, "own_dueling_terms" if load.run == OURS_EXACT else "dueling_terms", "head")
+    meter.watch(agent.networks, "hidden", lambda role, *_, **__: f"{role.replace('_', ' ')}: forward")
+    for name in HEAD_FUNCTIONS:
+        meter.watch(networks, name, "head")
     meter.watch(torch.Tensor, "backward", "policy and critic: backward")
-    meter.watch(etpo, "optimiser_step", "optimisers")
+    meter.watch(agent.networks, "step", "optimisers")
     with meter.iteration():
         iteration(load.rollouts, load.length)
     return meter.found()
 
 
-# ------------------------------------------------------------------------------------- the straightforward data flow
+# ------------------------------------------------------------------------------------- whole logits
 
 
 class WholeLogits:
-    """Four full models; logits of three of them over the whole vocabulary, kept for every token.
+    """Four full models, and the logits of three of them over the whole vocabulary for every token.
 
     Args:
-        model: float32.
-        prompt: token ids.
+        model: a float32 model, of which each network gets a copy.
+        prompt: token ids of the prompt.
     """
 
     def __init__(self, model: LlamaForCausalLM, prompt: list[int]):
@@ -250,25 +264,25 @@ class WholeLogits:
 
     @torch.inference_mode()
     def act(self, count: int, length: int) -> torch.Tensor:
-        """Prompts and actions [count, prompt + length]."""
+        """Samples actions; returns token ids of prompts and actions [count, prompt + length]."""
         ids = self.prompt.expand(count, -1)
-        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
+        options: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
         return self.policy.generate(ids, min_new_tokens=length, max_new_tokens=length, **options)
 
     def logits(self, model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-        """Logits at the actions' positions [count, length, V]."""
+        """Logits [count, length, V] that the tokens of the actions are drawn from."""
         length = ids.shape[1] - len(self.prompt)
         return model(input_ids=ids, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
 
     @torch.no_grad()
-    def collect(self, ids: torch.Tensor) -> dict:
-        """The buffer of a rollout: the logits of three networks."""
-        networks = {"policy": self.policy, "reference": self.reference, "target": self.target}
-        return {name: self.logits(network, ids).float().cpu().numpy() for name, network in networks.items()}
+    def collect(self, ids: torch.Tensor) -> dict[str, np.ndarray]:
+        """What is kept of a rollout: the logits of three networks, each [count, length, V]."""
+        models = {"policy": self.policy, "reference": self.reference, "target": self.target}
+        return {name: self.logits(model, ids).float().cpu().numpy() for name, model in models.items()}
 
     @torch.no_grad()
-    def targets(self, buffer: dict, reward: Sequence[float]) -> torch.Tensor:
-        """One-step soft targets [count, length]."""
+    def targets(self, buffer: dict[str, np.ndarray], reward: Sequence[float]) -> torch.Tensor:
+        """One-step soft Bellman targets [count, length]."""
         policy, reference, target = (
             torch.from_numpy(buffer[name]).to(self.prompt.device) for name in ("policy", "reference", "target")
         )
@@ -281,8 +295,8 @@ class WholeLogits:
                 targets[i, j] = reward[i] if last else value[i, j + 1] - BETA * kl[i, j + 1]
         return targets
 
-    def learn(self, ids: torch.Tensor, buffer: dict, targets: torch.Tensor) -> None:
-        """A step of both networks, and of the target critic."""
+    def learn(self, ids: torch.Tensor, buffer: dict[str, np.ndarray], targets: torch.Tensor) -> None:
+        """One step of policy and critic, and Polyak averaging of the target critic."""
         actions = ids[:, len(self.prompt) :]
         q = self.logits(self.critic, ids)
         critic_loss(q.gather(-1, actions[..., None]).squeeze(-1), targets).mean().backward()
@@ -296,8 +310,8 @@ class WholeLogits:
                 old.lerp_(new, 1 - TAU)
 
 
-def whole_logits(load: Load, device: str) -> dict:
-    """The straightforward data flow."""
+def whole_logits(load: Load, device: str) -> dict[str, Any]:
+    """The direct implementation, `WholeLogits`."""
     meter = Meter(device)
     if load.run == WHOLE_FAST:
         use_fast_matmul()
@@ -319,8 +333,8 @@ def whole_logits(load: Load, device: str) -> dict:
 # ---------------------------------------------------------------------------------------------------------- TRL
 
 
-def trl_grpo(load: Load, device: str) -> dict:
-    """The second step of TRL's trainer, which generates and updates."""
+def trl_grpo(load: Load, device: str) -> dict[str, Any]:
+    """The second step of TRL's trainer, in which it samples and updates."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -331,12 +345,12 @@ def trl_grpo(load: Load, device: str) -> dict:
     model = language_model(load.small, device, torch.bfloat16)
 
     class Watch(TrainerCallback):
-        def on_step_begin(self, *_, **__):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.open = [meter.iteration(), meter.phase("iteration")]
             for context in self.open:
                 context.__enter__()
 
-        def on_step_end(self, *_, **__):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             for context in reversed(self.open):
                 context.__exit__(None, None, None)
 
@@ -378,7 +392,7 @@ def trl_grpo(load: Load, device: str) -> dict:
 # -------------------------------------------------------------------------------------------------------- the limit
 
 
-def limit(load: Load, device: str) -> dict:
+def limit(load: Load, device: str) -> dict[str, Any]:
     """The least time of the arithmetic, at the rate of bfloat16 products of these shapes with 1024 rows."""
     model = build(SMALL if load.small else SMOLLM2, device)
     training, config = load_settings("laptop").training, model.config
@@ -392,24 +406,32 @@ def limit(load: Load, device: str) -> dict:
     return {"seconds": {name: [s, s * threads] for name, s in seconds.items()}, "peak_gib": 0.0, "beyond_gib": 0.0}
 
 
-def arithmetic(load: Load, config, rank: int, adapted: int, rate: Callable[[int, int], float]) -> float:
-    """Seconds that the products of the update take at the rates (out, in) -> operations a second.
+def arithmetic(load: Load, config: LlamaConfig, rank: int, adapted: int, rate: Callable[[int, int], float]) -> float:
+    """The time of the products of an update.
 
-    `adapted` is the number of layers that have adapters.
+    Args:
+        load: the size of the batch.
+        config: the shape of the model.
+        rank: of the adapters.
+        adapted: how many layers have adapters.
+        rate: operations a second of products with a matrix [out, in], as a function of (out, in).
+
+    Returns:
+        Seconds.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     keys = hidden // config.num_attention_heads * config.num_key_value_heads
-    # No state is asked for behind the last token of an action.
+    # The hidden state behind the last token of an action is not needed.
     tokens = load.prompt + load.rollouts * (load.length - 1)
     seen = load.prompt * (load.prompt + 1) / 2 + load.rollouts * sum(load.prompt + j for j in range(1, load.length))
-    forward = update = 0.0  # seconds of the frozen weights' products and of the adapters', of one pass of one layer
+    forward = update = 0.0  # seconds of one pass through one layer: products of the frozen weights, and of the adapters
     for outs, into in (([hidden, keys, keys], hidden), ([hidden], hidden), ([inner] * 2, hidden), ([hidden], inner)):
         per_parameter = 2 * tokens / rate(sum(outs), into)
         forward += per_parameter * sum(outs) * into
         update += per_parameter * sum(rank * (out + into) for out in outs)
     forward += 4 * seen * hidden / rate(hidden, hidden)  # attention
-    # One pass for all roles; then reference, policy and critic, the latter two with adapters, and back to their input
-    # and to the weights of the adapters.
+    # One pass below the adapters serves all roles. Above, there are passes of reference, policy and critic, the latter
+    # two with adapters, whose backward passes reach their input and the weights of the adapters.
     body = (config.num_hidden_layers - adapted) * forward
     body += adapted * (3 * forward + 2 * update + 2 * (forward + 2 * update))
     head = 6 * 2 * load.rollouts * load.length * config.vocab_size * hidden / rate(config.vocab_size, hidden)
@@ -417,7 +439,7 @@ def arithmetic(load: Load, config, rank: int, adapted: int, rate: Callable[[int,
 
 
 def product_rate(out: int, into: int, device: str) -> float:
-    """Operations a second of a bfloat16 product with 1024 rows, in the faster one of two layouts of the weight."""
+    """Operations a second of a bfloat16 product with 1024 rows, in the faster of two layouts of the weight."""
     x, weight = (torch.randn(n, into, device=device).bfloat16() for n in (1024, out))
     packed = _product(weight)
     with torch.inference_mode():
@@ -439,8 +461,8 @@ RUNS = {
 }
 
 
-def measure(load: Load) -> dict:
-    """What a process of its own measures."""
+def measure(load: Load) -> dict[str, Any]:
+    """Measures a load in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.update", "--worker", json.dumps(asdict(load))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=os.getcwd())
     if done.returncode != 0:
@@ -452,9 +474,9 @@ def measure(load: Load) -> dict:
     return found
 
 
-def comparison(runs: Sequence[str], rounds: list[dict[str, dict]]) -> list[dict]:
-    """The first table, from what each round measured by name."""
-    rows = []
+def comparison(runs: Sequence[str], rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The first table, from what was measured in each round, by the name of the run."""
+    rows: list[dict[str, Any]] = []
     for run in runs:
         if run not in rounds[0]:
             rows.append(dict.fromkeys(rows[0], "") | {"run": run, "part": NO_TRL})
@@ -485,8 +507,8 @@ def comparison(runs: Sequence[str], rounds: list[dict[str, dict]]) -> list[dict]
     return rows
 
 
-def phases(rounds: list[dict[str, dict]]) -> list[dict]:
-    """The second table: where our update's time goes."""
+def phases(rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The second table: the time of each phase of our update."""
     seconds = [r[OURS]["seconds"] for r in rounds]
     names = [name for name in seconds[0] if name not in ("rollout", "update", "iteration")]
     for s in seconds:
@@ -499,9 +521,10 @@ def phases(rounds: list[dict[str, dict]]) -> list[dict]:
     return rows
 
 
-def growth(standard: Load, rounds: int) -> list[dict]:
-    """The third table: our update over the number of rollouts and over their length."""
-    micro_batch, rows = standard.prompt + 8 * (standard.length + 1), []
+def growth(standard: Load, rounds: int) -> list[dict[str, Any]]:
+    """The third table: the cost of our update over the number of rollouts and over their length."""
+    micro_batch = standard.prompt + 8 * (standard.length + 1)
+    rows: list[dict[str, Any]] = []
     few, long = standard.rollouts // 2, standard.length
     sizes = {
         "rollouts": [(few * factor, long) for factor in (1, 2, 4)],
@@ -536,11 +559,13 @@ def growth(standard: Load, rounds: int) -> list[dict]:
 
 
 def main() -> None:
-    """Measures, prints and saves."""
+    """Measures, prints the tables and saves them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each run")
     parser.add_argument("--growth-rounds", type=int, default=1, help="turns of each size of the growth; 0 for none")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"besides {OURS} and {LIMIT}")
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"what to measure besides {OURS} and {LIMIT}"
+    )
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that everything runs")
     parser.add_argument("--csv", type=Path, help="file to save the tables to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

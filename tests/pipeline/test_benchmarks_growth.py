@@ -62,7 +62,7 @@ def test_codellama_runs_small(tmp_path):
     codellama.main(["--small", "--csv", str(tmp_path / "codellama.csv")])
     rows = {(row["part"], row["phase"]): row for row in read(tmp_path / "codellama.csv")}
     assert {part for part, _ in rows} == {"model", "update", "rollout", "head"}
-    for key in (("update", "update"), ("rollout", "rollout"), ("head", "policy loss, bfloat16")):
+    for key in (("update", "update"), ("rollout", "rollout"), ("head", "dueling, bfloat16")):
         assert float(rows[key]["times_limit"]) > 0 and float(rows[key]["peak_gib"]) > 0
     whole = float(rows["update", "update"]["seconds"])
     assert 0 < sum(float(row["seconds"]) for key, row in rows.items() if key[0] == "update") - whole <= whole
