@@ -1,13 +1,13 @@
-"""How costs grow, drawn from the committed tables alone: each curve beside a line of slope 1, or beside the limit.
+"""Figures of how costs grow, drawn from the committed tables only.
 
 * "head": milliseconds of the streamed head over the vocabulary and over positions (`benchmarks.head`).
-* "rollout": seconds of a rollout over sequences and over the length of the actions, with the least that the machine
-  needs for it (`benchmarks.growth`).
-* "update": seconds of an update over rollouts and over the length of the actions (`benchmarks.update`).
+* "rollout": seconds of a rollout over the number of sequences and over the length of the actions, with the least that
+  the machine needs for it (`benchmarks.growth`).
+* "update": seconds of an update over the number of rollouts and over the length of the actions (`benchmarks.update`).
 
-A grey line goes through the last point of a curve with slope 1: cost in proportion to size. Numbers in a legend are the
-slope of log cost over log size, by least squares. A table that is missing is named in one line, and the other figures
-are drawn. Figures go to `figures/benchmarks`, the same bytes for the same tables.
+A grey line of slope 1 through the last point of each curve shows what cost in proportion to size would be. The number
+in a legend is the slope of log cost over log size, by least squares. If a table is missing, one line names it and the
+other figures are drawn. Figures go to `figures/benchmarks`; the same tables give the same bytes.
 
     python -m benchmarks.plots
 """
@@ -51,7 +51,7 @@ def curve(axes: Axes, name: str, sizes: Sequence[float], costs: Sequence[float])
 
 
 def finish(axes: Axes, sizes: Sequence[int], x: str, y: str) -> None:
-    """Names the axes, and marks the sizes that were measured."""
+    """Labels the axes, and puts ticks at the sizes that were measured."""
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -65,9 +65,9 @@ def finish(axes: Axes, sizes: Sequence[int], x: str, y: str) -> None:
 
 
 def head(rows: list[dict[str, str]]) -> Figure:
-    """The head over the vocabulary and over positions."""
+    """Cost of the head over the vocabulary and over positions."""
     figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
-    # CPU time where the table has it: other work on the machine disturbs it least.
+    # CPU time if the table has it: other work on the machine disturbs it least.
     cost = "cpu_ms_min" if "cpu_ms_min" in rows[0] else "ms_min"
     for axes, over in zip(both, ("vocabulary", "positions"), strict=True):
         of_axis = [row for row in rows if row["over"] == over]
@@ -82,12 +82,12 @@ def head(rows: list[dict[str, str]]) -> Figure:
 
 
 def rollout(rows: list[dict[str, str]]) -> Figure:
-    """A rollout over sequences and over length, with its limit."""
+    """Cost of a rollout over sequences and over length, with its limit."""
     return _pair(rows, "sequences", "length", "cpu_s", "limit_s")
 
 
 def update(rows: list[dict[str, str]]) -> Figure:
-    """An update over rollouts and over length."""
+    """Cost of an update over rollouts and over length."""
     return _pair(rows, "rollouts", "length", "update_cpu_s", None)
 
 
@@ -104,7 +104,7 @@ def _pair(rows: list[dict[str, str]], count: str, length: str, cost: str, limit:
     return figure
 
 
-# Figure: its table, what draws it, and the command that makes the table.
+# Figure -> its table, the function that draws it, and the command that makes the table.
 FIGURES: dict[str, tuple[str, Callable[[list[dict[str, str]]], Figure], str]] = {
     "head": ("head_growth.csv", head, "benchmarks.head --csv benchmarks/tables/head.csv"),
     "rollout": ("rollout_growth.csv", rollout, "benchmarks.growth --csv benchmarks/tables/rollout_growth.csv"),
@@ -113,7 +113,7 @@ FIGURES: dict[str, tuple[str, Callable[[list[dict[str, str]]], Figure], str]] = 
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Draws what there are tables for; returns the files."""
+    """Draws the figures whose tables exist, and returns the files written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the tables")
     chosen = parser.parse_args(arguments)

@@ -1,18 +1,31 @@
-"""How much reward a policy can earn at each distance from the language model, read off the untrained model's programs.
+"""How much reward a policy can earn at each distance from the language model: the notebook `frontier`.
 
-Of all policies with the same KL(pi || rho) in a state, pi*(a) = rho(a) exp(r(a) / beta) / Z earns the most, beta being
-what a nat costs there: it is the policy that entropy-regularised learning looks for (arXiv 2402.06700), with a whole
-program as the action. Programs that the untrained model wrote are draws from rho, so weighing each by exp(r / beta)
-gives the mean reward of pi* and its KL without any training. Over all beta that is a frontier that no policy passes,
-but by what a sample misses: programs that rho writes too rarely to be among them.
+Of all policies with the same KL(π ‖ ρ) in a state, π*(a) = ρ(a) exp(r(a) / β) / Z earns the most, where β is the price
+of a nat. It is the policy that entropy-regularised learning looks for (arXiv 2402.06700), with a whole program as the
+action. Programs that the untrained model wrote are draws from ρ, so weighting each by exp(r / β) estimates the mean
+reward of π* and its KL without any training. For all β together these form a frontier that no policy can pass, except
+by programs that ρ writes too rarely to be in the sample.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-LEAST_EFFECTIVE = 10.0  # programs; where fewer carry an estimate it says more about them than about the model
+from etpo_core.errors import UserError
+from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.report import notebook, plotting, results
+from etpo_paper.report.names import label, ordered, task_label
+from etpo_paper.report.tables import Table, number_cell
+
+LEAST_EFFECTIVE = 10.0  # programs; an estimate that rests on fewer says more about them than about the model
+LEARNERS = ("ppo_kl", "etpo", "etpo_memory", "etpo_center_memory")
+UNTRAINED = "reflection"  # does not learn, so that its first attempts are draws from the language model
+PARTS = 8  # of training
+_COLUMNS = 2  # panels side by side
 
 
 class SoftOptimum(NamedTuple):
@@ -21,7 +34,7 @@ class SoftOptimum(NamedTuple):
     Attributes:
         reward: its mean reward.
         kl: its KL to the reference, nats per action.
-        effective: how many equally weighed programs the estimates are worth.
+        effective: effective sample size, the number of equally weighted programs that would estimate as well.
     """
 
     reward: float
@@ -32,10 +45,10 @@ class SoftOptimum(NamedTuple):
 def soft_optimum(rewards: np.ndarray, beta: float) -> SoftOptimum:
     """The policy ρ exp(r/β) / Z, estimated from programs of the reference.
 
-    With weights wᵢ = exp(rᵢ/β) / Σⱼ exp(rⱼ/β): E[r] = Σ wᵢ rᵢ, KL = Σ wᵢ ln (N wᵢ), effective number 1 / Σ wᵢ².
+    With weights wᵢ = exp(rᵢ/β) / Σⱼ exp(rⱼ/β): E[r] = Σ wᵢ rᵢ, KL = Σ wᵢ ln (N wᵢ), effective sample size 1 / Σ wᵢ².
 
     Args:
-        rewards: [N] of programs that the reference wrote in one state, failures included.
+        rewards: rewards of the programs that the reference wrote in one state, failures included, [N].
         beta: weight of the KL, in units of reward per nat.
 
     Raises:
@@ -54,14 +67,14 @@ def soft_optimum(rewards: np.ndarray, beta: float) -> SoftOptimum:
 
 
 def frontier(rewards: np.ndarray, points: int = 200) -> pd.DataFrame:
-    """The frontier from the reference itself (β = ∞) to where `LEAST_EFFECTIVE` programs carry the estimate.
+    """The frontier from the reference itself (β = ∞) to where fewer than `LEAST_EFFECTIVE` programs count.
 
     Args:
         rewards: see `soft_optimum`.
         points: how many values of β are tried, evenly on a logarithmic scale from 100 to 0.001.
 
     Returns:
-        Columns beta, reward and kl, a row a point, kl rising.
+        Columns beta, reward and kl, a row for each point, sorted by rising kl.
     """
     rows = [(beta, *soft_optimum(rewards, beta)) for beta in np.geomspace(100.0, 0.001, points)]
     table = pd.DataFrame(rows, columns=["beta", "reward", "kl", "effective"])
@@ -69,21 +82,29 @@ def frontier(rewards: np.ndarray, points: int = 200) -> pd.DataFrame:
 
 
 def kl_needed(table: pd.DataFrame, reward: float) -> float:
-    """The KL at which a `frontier` earns a reward, nats per action; NaN for one beyond its end, 0 for one below it."""
+    """The KL at which a frontier earns a reward.
+
+    Args:
+        table: see `frontier`.
+        reward: mean reward.
+
+    Returns:
+        Nats per action; 0 for a reward below the frontier's beginning, NaN for one beyond its end.
+    """
     if not len(table) or reward > table["reward"].max():
         return float("nan")
     return float(np.interp(reward, table["reward"], table["kl"]))
 
 
 def phases(updates: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Where the runs of a method on a task stood, on average, in each of some equal parts of training.
+    """The mean KL and reward of a method on a task in each of some equal parts of training.
 
     Args:
-        updates: of `results.load_updates`, for one method and task.
-        count: how many parts.
+        updates: see `results.load_updates`; of one method and task.
+        count: number of parts.
 
     Returns:
-        Columns kl (per action) and reward, a row a part, the mean over the runs of the means over their updates.
+        Columns kl (per action) and reward, a row for each part: the mean over runs of the mean over a run's updates.
     """
     rows = []
     for _, run in updates.sort_values("update").groupby("seed"):
@@ -91,3 +112,146 @@ def phases(updates: pd.DataFrame, count: int) -> pd.DataFrame:
         rows.append(run.groupby(part)[["kl_per_action", "mean_reward"]].mean())
     table = pd.concat(rows).groupby(level=0).mean()
     return table.rename(columns={"kl_per_action": "kl", "mean_reward": "reward"}).reset_index(drop=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """What the notebook shows.
+
+    Attributes:
+        rewards: task -> rewards of the untrained model's first attempts, [N].
+        frontiers: task -> see `frontier`.
+        updates: updates of the methods that train.
+        learners: methods that train and have finished runs.
+        methods: the section `methods` of the settings, for each method's own β.
+        stand_ins: see `results.stand_ins`.
+        notes: see `results.notes`.
+    """
+
+    rewards: dict[str, np.ndarray]
+    frontiers: dict[str, pd.DataFrame]
+    updates: pd.DataFrame
+    learners: list[str]
+    methods: Settings
+    stand_ins: dict[str, str]
+    notes: list[str]
+
+    def paths(self, task: str) -> Iterator[tuple[str, pd.DataFrame, int]]:
+        """Each method that has runs on a task, with its `phases` and the number of its seeds."""
+        for method in self.learners:
+            runs = self.updates[(self.updates["method"] == method) & (self.updates["task"] == task)]
+            if len(runs):
+                yield method, phases(runs, PARTS), runs["seed"].nunique()
+
+
+def load(scale: str) -> Distances:
+    """Reads the runs of a scale.
+
+    Raises:
+        UserError: no task has finished runs both of the untrained model and of a method that trains.
+    """
+    settings, steps, updates = load_settings(scale), results.load_steps(scale), results.load_updates(scale)
+    # The first step of an episode starts from one state, the task; later ones from that of a failed program.
+    untrained = steps[(steps["method"] == UNTRAINED) & (steps["episode_step"] == 1)]
+    updates = updates[updates["method"].isin(LEARNERS)]
+    tasks = sorted(set(untrained["task"]) & set(updates["task"]))
+    if not tasks:
+        raise UserError(f"no task of scale {scale} has finished runs of reflection and of a trained method")
+    shown = pd.concat([untrained, updates])
+    rewards = {task: untrained.loc[untrained["task"] == task, "reward"].to_numpy() for task in tasks}
+    return Distances(
+        rewards=rewards,
+        frontiers={task: frontier(of_task) for task, of_task in rewards.items()},
+        updates=updates,
+        learners=results.finished_methods(updates, LEARNERS),
+        methods=settings.methods,
+        stand_ins=results.stand_ins(results.load_cards(scale)),
+        notes=results.notes(scale, shown[shown["task"].isin(tasks)], [UNTRAINED, *LEARNERS], intervals=False),
+    )
+
+
+def ends(data: Distances) -> pd.DataFrame:
+    """Where each method ends on each task, and what the best policy would pay for the same reward.
+
+    Returns:
+        Columns task, method, seeds, reward and kl (of the last part of training), kl_needed (see there), beta (the
+        method's own), best_reward and best_kl (of the best policy for that β) and programs (that the frontier rests
+        on); a row for each task and method.
+    """
+    rows = []
+    for task, rewards in data.rewards.items():
+        for method, path, seeds in data.paths(task):
+            reward, kl, beta = float(path["reward"].iloc[-1]), float(path["kl"].iloc[-1]), data.methods[method].beta
+            optimum = soft_optimum(rewards, beta)
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "seeds": seeds,
+                    "reward": reward,
+                    "kl": kl,
+                    "kl_needed": kl_needed(data.frontiers[task], reward),
+                    "beta": beta,
+                    "best_reward": optimum.reward,
+                    "best_kl": optimum.kl,
+                    "programs": len(rewards),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def answer(data: Distances, ends: pd.DataFrame) -> str:
+    """Reward and distance of each method beside those of the best policies, means over tasks.
+
+    Args:
+        data: what the notebook shows.
+        ends: see `ends`.
+    """
+    by_method = ends.groupby("method")[["reward", "kl", "kl_needed", "best_reward", "best_kl"]].mean()
+    texts = [
+        f"{label(method)} {row['reward']:.2f} at {row['kl']:.1f} nats per action, which the best policy earns at "
+        f"{row['kl_needed']:.1f}; the best for its own β would earn {row['best_reward']:.2f} at {row['best_kl']:.1f}"
+        for method, row in ((method, by_method.loc[method]) for method in ordered(by_method.index))
+    ]
+    return notebook.answer(f"At the end of training (last eighth), mean over tasks: {'; '.join(texts)}.", data.notes)
+
+
+def figure(data: Distances) -> Figure:
+    """The frontier of each task, and the path of each method from the language model to where it ends."""
+    count = len(data.frontiers)
+    figure, used = plotting.panels(count, _COLUMNS, 3.9, 2.9, "mean reward", extra_height=0.3, sharex=True)
+    for axes, (task, best) in zip(used, data.frontiers.items(), strict=True):
+        axes.plot(best["kl"], best["reward"], color="black", linewidth=1.6, label="the best there is")
+        for method, path, _ in data.paths(task):
+            axes.plot(path["kl"], path["reward"], marker="o", markersize=3, **plotting.line(method))
+            axes.plot(path["kl"].iloc[-1:], path["reward"].iloc[-1:], "o", markersize=8, color=plotting.colour(method))
+        axes.set_title(task_label(task, task in data.stand_ins))
+    plotting.label_lowest(used, _COLUMNS, "KL per action, nats")
+    figure.tight_layout()
+    plotting.legend_above(figure, used[:1])
+    plotting.footnote(figure, data.notes)
+    return figure
+
+
+def table(data: Distances, ends: pd.DataFrame) -> Table:
+    """Where each method ends, beside the frontier.
+
+    Args:
+        data: what the notebook shows.
+        ends: see `ends`.
+    """
+    rows = ends.to_dict("records")
+    shown = pd.DataFrame(
+        {
+            "Task": [task_label(row["task"], row["task"] in data.stand_ins) for row in rows],
+            "Method": [label(row["method"]) for row in rows],
+            "Reward": [f"{row['reward']:.2f}" for row in rows],
+            "KL": [f"{row['kl']:.1f}" for row in rows],
+            "KL needed": [number_cell(row["kl_needed"], ".1f") for row in rows],
+            "β": [f"{row['beta']:g}" for row in rows],
+            "Best reward at β": [f"{row['best_reward']:.2f}" for row in rows],
+            "Its KL": [f"{row['best_kl']:.1f}" for row in rows],
+        }
+    )
+    caption = "Mean reward and KL per action (nats) at the end of training, beside the best policies."
+    return Table(ends, caption, shown, data.notes)

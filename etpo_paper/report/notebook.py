@@ -1,9 +1,9 @@
-"""What every notebook does first: check the parameters it was given.
+"""What every notebook has in common: it checks the parameters that it was given, and it states its answer first.
 
-Papermill puts the values a user passes (`-p`, `-y`) into a cell of their own behind the cell tagged
-`parameters`, and only *warns* about a name that the notebook does not know: a mistyped parameter would
-silently draw the wrong figure. `check_parameters` reads the names back from the injected cell and refuses
-unknown ones. It also teaches IPython to show a `UserError` as its one line instead of a page of traceback.
+Papermill puts the values that a user passes (`-p`, `-y`) into a cell of their own behind the cell tagged `parameters`.
+It only *warns* about a name that the notebook does not know, so that a mistyped parameter would silently draw the wrong
+figure. `check_parameters` reads the names back from the injected cell and refuses unknown ones. Importing this module
+also makes IPython show a `UserError` as one line instead of a page of traceback.
 """
 
 import ast
@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etpo_core.errors import UserError, unknown
+from etpo_paper.base.settings import load_settings
 
-# The comment papermill writes on top of the cell that it injects.
+# The comment that papermill writes at the top of the cell it injects.
 _INJECTED = "# Parameters"
 
 
@@ -20,7 +21,8 @@ def _one_line(error: UserError) -> list[str]:
     return [f"UserError: {error}"]
 
 
-UserError._render_traceback_ = _one_line  # IPython asks an exception for this before it prints a traceback
+# IPython calls this method of an exception, if there is one, before it prints a traceback.
+UserError._render_traceback_ = _one_line  # type: ignore[attr-defined]
 
 
 def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -45,18 +47,27 @@ def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None
     if "scale" in known:
         if not isinstance(namespace["scale"], str):
             raise UserError(f"parameter scale must be the name of a scale, not {namespace['scale']!r}")
-        from etpo_paper.base.settings import load_settings
+        load_settings(namespace["scale"])  # raises for an unknown scale
 
-        load_settings(namespace["scale"])  # says which scales there are
+
+def answer(text: str, notes: Iterable[str] = ()) -> str:
+    """The answer to a notebook's question as Markdown, and below it what a reader must know beside it.
+
+    Args:
+        text: the answer in whole sentences.
+        notes: an item of the list each, see `results.notes`.
+    """
+    listed = "\n".join(f"- {note}" for note in notes)
+    return f"**Answer.** {text}" + (f"\n\n{listed}" if listed else "")
 
 
 def injected_names(cells: Iterable[str]) -> list[str]:
     """Names that papermill's injected cells assign, in order.
 
     Args:
-        cells: sources of the cells run so far.
+        cells: source code of the cells executed so far.
     """
-    names = []
+    names: list[str] = []
     for source in cells:
         if not source.lstrip().startswith(_INJECTED):
             continue
@@ -67,7 +78,7 @@ def injected_names(cells: Iterable[str]) -> list[str]:
 
 
 def _executed_cells(namespace: Mapping[str, Any]) -> list[str]:
-    # Asked of IPython, not of the global `In`: a parameter could be called that, too.
+    # IPython is asked rather than the global `In`, because a parameter could have that name too.
     try:
         from IPython import get_ipython
     except ImportError:

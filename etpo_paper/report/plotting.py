@@ -1,50 +1,28 @@
-"""How every figure and table of the project looks and is written.
+"""How every figure of the project looks, and how it is written.
 
-A notebook draws with matplotlib after `use_style()` and hands the figure to `save_figure`, a frame to
-`save_table`. Both write below `figures/{scale}/{notebook}/` and both are byte-stable: the same numbers give
-the same files, on any day and whatever the user's matplotlib settings are, so that a figure can be deleted,
-drawn again and compared. Names, colours and line styles of the methods are fixed here and nowhere else
-(palette of Okabe and Ito, which colour-blind readers can tell apart; line styles differ too, for print in
-black and white). Tasks whose data are a declared stand-in carry a dagger wherever a number of theirs
-appears.
+A function that draws a figure returns it; a notebook calls `use_style` once and hands each figure to `save_figure`,
+which writes below `figures/{scale}/{notebook}/`. Figures are byte-stable: the same numbers give the same files, on any
+day and whatever the user's matplotlib settings are, so that a figure can be deleted, drawn again and compared. The
+colours and line styles of the methods are fixed here and nowhere else. The colours are those of Okabe and Ito, which
+colour-blind readers can tell apart; line styles differ as well, for print in black and white.
 """
 
-import math
-import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from etpo_paper.base import paths
+from etpo_paper.report.names import label
+from etpo_paper.report.statistics import Interval
 
-# In the order of every legend and table: baselines without training first, ablations last.
-LABELS = {
-    "reflection_gpt4": "Reflection (GPT-4)",
-    "reflection": "Reflection",
-    "ppo_no_kl": "PPO without KL",
-    "ppo_kl": "PPO-KL",
-    "ppo_kl_memory": "PPO-KL with memory",
-    "ntpo": "NTPO",
-    "poad": "POAD",
-    "released": "Released code",
-    "etpo": "ETPO",
-    "etpo_memory": "ETPO with memory",
-    "etpo_center_memory": "ETPO centred, with memory",
-    "etpo_no_reflection": "ETPO without reflection",
-    "etpo_action_level": "ETPO without token-level backup",
-}
 _COLOURS = {
     "reflection_gpt4": "#000000",
     "reflection": "#8A8A8A",
@@ -76,26 +54,9 @@ _LINES: dict[str, Any] = {
     "etpo_action_level": (0, (7, 2)),
 }
 _OTHER_COLOUR = "#7B3294"
-CHARACTERS_AN_INCH = 17  # of a footnote, about
+_CHARACTERS_AN_INCH = 17  # of a footnote, roughly
 
-# Classes of a data set, in order: shades that differ in lightness.
-CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")
-
-# Bad, indifferent, good; the ends are light enough for black text on them. An odd number of shades has a middle: white.
-_CREDIT_COLOURS = LinearSegmentedColormap.from_list("credit", ["#EC7F3C", "#FFFFFF", "#5FABDD"], N=257)
-
-_CODE_FONT = "DejaVu Sans Mono"  # ships with matplotlib, too
-# Inches. A whole number of dots both on screen and in `_DPI`: a renderer that places letters on whole dots would
-# otherwise write a token wider than its background.
-_GLYPH = 0.06
-_GLYPH_IN_SIZES = 1233 / 2048  # of the font
-_LINE = 2.3 * _GLYPH  # from line to line
-_CONTINUED, _NEW_LINE, _END = "↪ ", "↵", "∎"
-
-DAGGER = "†"
-STAND_IN_NOTE = f"{DAGGER} stand-in data, not the paper's: the table is replaced by a declared substitute."
-
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "mathtext.fontset": "dejavusans",
     "font.size": 9,
@@ -117,22 +78,11 @@ _DPI = 150
 
 
 def use_style() -> None:
-    """Sets the one style, after dropping whatever a user's matplotlibrc says; call before drawing."""
+    """Sets the project's style after resetting whatever a user's matplotlibrc says; call it before drawing."""
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_STYLE)
     if matplotlib.get_backend().lower() not in ("agg", "inline", "module://matplotlib_inline.backend_inline"):
-        plt.switch_backend("Agg")  # no window system is needed, or wanted, in a pipeline
-
-
-def ordered(methods: Iterable[str]) -> list[str]:
-    """The methods in the order of every legend and table; unlisted ones follow by name."""
-    rank = {name: position for position, name in enumerate(LABELS)}
-    return sorted(set(methods), key=lambda name: (rank.get(name, len(rank)), name))
-
-
-def label(method: str) -> str:
-    """The name a reader sees, e.g. "PPO-KL" for `ppo_kl`."""
-    return LABELS.get(method, method)
+        plt.switch_backend("Agg")  # a pipeline needs no window system
 
 
 def colour(method: str) -> str:
@@ -150,113 +100,95 @@ def line(method: str) -> dict[str, Any]:
     return {"color": colour(method), "linestyle": line_style(method), "label": label(method)}
 
 
-def mark(task: str, stand_in: bool | str | None) -> str:
-    """The task's name as shown, with a dagger where its data are a stand-in."""
-    missing = stand_in is None or (isinstance(stand_in, float) and math.isnan(stand_in))
-    return f"{task}{DAGGER}" if not missing and stand_in else task
+def draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[str, Interval], **look: Any) -> None:
+    """Draws the curve of each method, with its interval as a band.
+
+    Args:
+        axes: where to draw.
+        x: [points] common to all curves; curves shorter than that use its beginning.
+        curves: method -> curve.
+        look: more keyword arguments for `Axes.plot`.
+    """
+    for method, curve in curves.items():
+        own = x[: len(curve.point)]
+        axes.plot(own, curve.point, **look, **line(method))
+        axes.fill_between(own, curve.low, curve.high, color=colour(method), alpha=0.18, linewidth=0)
 
 
-def counted(number: int, thing: str) -> str:
-    """A number with its noun, e.g. "1 task" or "4 tasks"."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def counting(curves: Mapping[str, Interval]) -> np.ndarray:
+    """1, 2, ... for each point of the longest curve: numbers of environment steps or updates."""
+    return np.arange(1, 1 + max((len(curve.point) for curve in curves.values()), default=0))
 
 
-def band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], method: str) -> None:
-    """Shades an interval [low, high] around a method's curve."""
-    axes.fill_between(x, low, high, color=colour(method), alpha=0.18, linewidth=0)
+def show_differences(axes: Axes, curves: Mapping[str, Interval]) -> None:
+    """Limits the y axis to where rising curves differ: from their lowest point after a tenth of the budget.
+
+    The first steps of a run may all fail (reward -1); an axis that shows them leaves no room for the rest.
+    """
+    lowest = min(float(curve.point[len(curve.point) // 10]) for curve in curves.values())
+    highest = max(float(curve.point[-1]) for curve in curves.values())
+    margin = 0.15 * max(highest - lowest, 0.02)
+    axes.set_ylim(lowest - margin, highest + margin)
 
 
 def whole_numbers(axes: Axes) -> None:
-    """Keeps the ticks of the x axis at whole numbers: updates and steps have no halves."""
+    """Keeps the ticks of the x axis at whole numbers: there is no half of an update or step."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def coloured_code(axes: Axes, pieces: Sequence[str], values: Sequence[float], scale: float) -> ScalarMappable:
-    """Draws tokens as text, line by line, each on a background that says its value.
-
-    A line break is drawn as the sign ↵ and the end token as ∎, so that they show their colour as well; a line that is
-    wider than the axes goes on behind ↪. Letters have one size and lines begin at the top, so the axes must have their
-    final size; `code_height` says how high they should be.
+def panels(
+    count: int, columns: int, width: float, height: float, y_label: str, extra_height: float = 0.4, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in a grid; places of the grid that are left over stay empty.
 
     Args:
-        axes: where; its limits are set, its ticks and frame are taken away.
-        pieces: text of each token, [tokens]; the end token is "".
-        values: of each token, [tokens].
-        scale: > 0, the value at which the colour is full; 0 is white, and -scale is full on the other side.
-
-    Returns:
-        What `Figure.colorbar` wants.
+        count: number of panels, at least 1.
+        columns: panels side by side, fewer if there are fewer panels.
+        width: of a panel, inches.
+        height: of a panel, inches.
+        y_label: label of the y axis of each row.
+        extra_height: of the figure beside its panels, inches.
+        shared: keyword arguments for `plt.subplots`, e.g. sharex=True.
     """
-    colours = ScalarMappable(Normalize(-scale, scale), _CREDIT_COLOURS)
-    backgrounds = colours.to_rgba(np.asarray(values, dtype=float))
-    place, dots = axes.get_window_extent(), axes.figure.dpi
-    width, height = place.width / dots, place.height / dots
-    axes.set_xlim(0, width / _GLYPH)
-    axes.set_ylim(height / _LINE, 0)
-    axes.set_axis_off()
-    for line, segments in enumerate(_code_lines(pieces, width)):
-        column = 0
-        for token, text in segments:
-            if token is not None:
-                box = {"facecolor": backgrounds[token], "edgecolor": "#DDDDDD", "linewidth": 0.3}
-                axes.add_patch(Rectangle((column, line), len(text), 1, clip_on=False, **box))
-            shown = text.lstrip(" ")
-            axes.text(
-                column + len(text) - len(shown),
-                line + 0.72,
-                shown,
-                family=_CODE_FONT,
-                fontsize=72 * _GLYPH / _GLYPH_IN_SIZES,
-                color="#777777" if text in (_CONTINUED, _NEW_LINE, _END) else "black",
-                parse_math=False,  # a $ in code is a $
-            )
-            column += len(text)
-    return colours
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (width * columns + 0.4, height * rows + extra_height)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, **shared)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y_label)
+    return figure, list(grid.flat[:count])
 
 
-def code_height(pieces: Sequence[str], width: float) -> float:
-    """The height that `coloured_code` needs for some tokens in axes of a width, both in inches."""
-    return len(_code_lines(pieces, width)) * _LINE
+def label_lowest(used: list[Axes], columns: int, x_label: str) -> None:
+    """Labels the x axis of the lowest panel in each column of a grid made by `panels`."""
+    for axes in used[max(0, len(used) - min(columns, len(used))) :]:
+        axes.set_xlabel(x_label)
 
 
-def _code_lines(pieces: Sequence[str], width: float) -> list[list[tuple[int | None, str]]]:
-    # Lines of (token, text); a token may lie on several lines, and a sign that is no token's has None.
-    columns = int(width / _GLYPH + 1e-6)
-    lines: list[list[tuple[int | None, str]]] = [[]]
-    room = columns
-    for token, piece in enumerate(pieces):
-        parts = piece.expandtabs(4).replace("\n", f"{_NEW_LINE}\n").split("\n") if piece else [_END]
-        for number, part in enumerate(parts):
-            if number > 0:
-                lines.append([])
-                room = columns
-            text = "".join(c if c.isprintable() else "·" for c in part)
-            # The sign of a line break may stand in the margin: it alone is no reason for another line.
-            while len(text.removesuffix(_NEW_LINE)) > room:
-                if room:
-                    lines[-1].append((token, text[:room]))
-                text = text[room:]
-                lines.append([(None, _CONTINUED)])
-                room = columns - len(_CONTINUED)
-            if text:
-                lines[-1].append((token, text))
-                room -= len(text)
-    return lines
+def legend_above(figure: Figure, used: Iterable[Axes]) -> None:
+    """One legend above a figure for all that is drawn in some of its panels."""
+    entries: dict[str, Any] = {}
+    for axes in used:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    figure.legend(entries.values(), entries.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(entries))
 
 
 def footnote(figure: Figure, lines: Iterable[str]) -> None:
-    """Writes small lines under a figure: what is missing, what is a stand-in, how many seeds.
+    """Writes small lines under a figure: what is missing, what is a stand-in, how many seeds there are.
 
-    A line longer than the figure is wide is broken: a figure is saved as wide as what stands on it.
+    A line longer than the figure is wide is broken, because the saved figure is as wide as all that is drawn.
     """
-    width = int(CHARACTERS_AN_INCH * figure.get_figwidth())
+    width = int(_CHARACTERS_AN_INCH * figure.get_figwidth())
     text = "\n".join(textwrap.fill(entry, width) for entry in lines if entry)
     if text:
         figure.text(0.01, -0.02, text, ha="left", va="top", fontsize=7, color="#444444")
 
 
 def folder(scale: str, notebook: str) -> Path:
-    """The folder of a notebook's figures and tables at a scale; made if absent."""
+    """The folder of a notebook's figures and tables at a scale; it is made if absent."""
     place = paths.FIGURES / scale / notebook
     place.mkdir(parents=True, exist_ok=True)
     return place
@@ -280,110 +212,3 @@ def save_figure(figure: Figure, scale: str, notebook: str, name: str) -> list[Pa
     figure.savefig(png, dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
     figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return [png, pdf]
-
-
-def save_table(
-    frame: pd.DataFrame,
-    scale: str,
-    notebook: str,
-    name: str,
-    caption: str = "",
-    display: pd.DataFrame | None = None,
-    notes: Sequence[str] = (),
-    digits: int | Mapping[str, int] = 3,
-) -> str:
-    """Writes a table as CSV (the plain numbers), Markdown and LaTeX (as shown).
-
-    Args:
-        frame: the numbers; all columns are written, the index is not.
-        scale: e.g. "laptop".
-        notebook: name of the notebook.
-        name: file name without ending.
-        caption: one sentence above the table.
-        display: the cells as text for Markdown and LaTeX, where they differ from plain numbers, e.g.
-            "**0.912** ± 0.004"; `**` around a text makes it bold in both. Default: `frame`, rounded.
-        notes: footnotes, a line each.
-        digits: decimals of shown floats, for all columns or by column name.
-
-    Returns:
-        The Markdown text, for the notebook to show.
-    """
-    place = folder(scale, notebook)
-    shown = _as_text(frame if display is None else display, digits)
-    text = markdown(shown, caption, notes)
-    frame.to_csv(place / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
-    (place / f"{name}.md").write_text(text, encoding="utf-8")
-    tex = latex(shown, caption, notes, label=f"tab:{notebook}-{name}")
-    (place / f"{name}.tex").write_text(tex, encoding="utf-8")
-    return text
-
-
-def markdown(shown: pd.DataFrame, caption: str = "", notes: Sequence[str] = ()) -> str:
-    """A frame of text as a Markdown table with a caption above and notes below."""
-    header = [_markdown_cell(column) for column in shown.columns]
-    lines = [caption, ""] if caption else []
-    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for row in shown.itertuples(index=False):
-        lines.append("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |")
-    for note in notes:
-        lines += ["", note]
-    return "\n".join(lines) + "\n"
-
-
-def latex(shown: pd.DataFrame, caption: str = "", notes: Sequence[str] = (), label: str = "") -> str:
-    """A frame of text as a LaTeX table; needs no package beyond LaTeX itself."""
-    columns = len(shown.columns)
-    lines = [r"\begin{table}", r"\centering"]
-    if caption:
-        lines.append(rf"\caption{{{_latex_cell(caption)}}}")
-    if label:
-        lines.append(rf"\label{{{label}}}")
-    lines += [rf"\begin{{tabular}}{{{'l' * columns}}}", r"\hline"]
-    lines += [" & ".join(_latex_cell(column) for column in shown.columns) + r" \\", r"\hline"]
-    for row in shown.itertuples(index=False):
-        lines.append(" & ".join(_latex_cell(cell) for cell in row) + r" \\")
-    lines += [r"\hline", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {_latex_cell(note)}" for note in notes]
-    lines.append(r"\end{table}")
-    return "\n".join(lines) + "\n"
-
-
-def _as_text(frame: pd.DataFrame, digits: int | Mapping[str, int]) -> pd.DataFrame:
-    def cell(value: object, places: int) -> str:
-        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-            return "–"
-        if isinstance(value, float):
-            return f"{value:.{places}f}"
-        return str(value)
-
-    places = {column: digits if isinstance(digits, int) else digits.get(column, 3) for column in frame.columns}
-    return pd.DataFrame(
-        {str(column): [cell(value, places[column]) for value in frame[column]] for column in frame.columns},
-        dtype=object,
-    )
-
-
-def _markdown_cell(value: object) -> str:
-    return "<br>".join(str(value).strip().splitlines()).replace("|", "\\|")
-
-
-_LATEX = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "–": "--",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "β": r"$\beta$",
-    "Δ": r"$\Delta$",
-    DAGGER: r"$^\dagger$",
-}
-
-
-def _latex_cell(value: object) -> str:
-    flat = "; ".join(line.strip() for line in str(value).strip().splitlines())
-    text = "".join(_LATEX.get(character, character) for character in flat)
-    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)

@@ -1,15 +1,15 @@
 """Raw results as tidy frames: the only way from the files of the runs to figures and tables.
 
-A run leaves `results/{scale}/{method}/{task}/seed{n}/` with `steps.csv` (a row an environment step),
-`updates.csv` (a row an update), `samples.jsonl`, `best_code.py` and `run_card.json`. The loaders here read
-all runs of a scale and put `method`, `task` and `seed` in front of every row. Only runs whose card says
-"finished" are read: a run that was not started, was interrupted, or says "not run" has no rows, and
-`run_status` lists it with the reason, so that notebooks state what is missing instead of inventing it.
+A run leaves a folder `results/{scale}/{method}/{task}/seed{n}/` with `steps.csv` (a row for each environment step),
+`updates.csv` (a row for each update), `samples.jsonl`, `best_code.py` and `run_card.json`. The loaders here read all
+runs of a scale and put `method`, `task` and `seed` in front of every row. They read only the runs whose card says
+"finished". A run that was not started, was interrupted, or says "not run" has no rows; `run_status` lists it with the
+reason, so that notebooks can state what is missing.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import pandas as pd
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
+from etpo_paper.base.settings import load_settings
+from etpo_paper.report.names import DAGGER, counted, label, ordered
 
 KEYS = ["method", "task", "seed"]
 STEP_COLUMNS = [
@@ -42,14 +44,14 @@ _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus
 
 
 def load_cards(scale: str) -> pd.DataFrame:
-    """The run cards of a scale, a row a run that has one.
+    """The run cards of a scale, a row for each run that has one.
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        device, commit, weights (sum of the model's, or None), folder; sorted by the first three.
+        device, commit, weights (sha256 of the model's weights, or None), folder; sorted by the first three.
 
     Raises:
-        UserError: a card is not readable.
+        UserError: a card cannot be read.
     """
     rows = []
     for path in sorted((paths.RESULTS / scale).glob("*/*/seed*/run_card.json")):
@@ -79,8 +81,6 @@ def load_cards(scale: str) -> pd.DataFrame:
 
 def planned(scale: str) -> pd.DataFrame:
     """The runs that the settings of a scale ask for: columns method, task, seed."""
-    from etpo_paper.base.settings import load_settings
-
     settings = load_settings(scale)
     rows = [
         (method, task, int(seed))
@@ -105,13 +105,11 @@ def run_status(scale: str) -> pd.DataFrame:
 
 
 def missing_notes(status: pd.DataFrame) -> list[str]:
-    """One line for each method with runs that are not finished: how many, and why.
+    """One line for each method that has unfinished runs: how many there are, and why.
 
     Args:
-        status: of `run_status`, or the rows of it that matter.
+        status: see `run_status`; only the rows that matter.
     """
-    from etpo_paper.report.plotting import label, ordered
-
     notes = []
     for method in ordered(status["method"]):
         rows = status[status["method"] == method]
@@ -148,8 +146,8 @@ def load_updates(scale: str) -> pd.DataFrame:
 def load_samples(scale: str) -> pd.DataFrame:
     """The samples of code kept by the finished runs: method, task, seed and `SAMPLE_COLUMNS`.
 
-    Only methods that train have pieces and credit, a list each, and only in files of a version that keeps them; the
-    cells of others are empty.
+    The columns pieces and credit hold a list for each sample of a method that trains. They are empty for other methods,
+    and in files of older versions, which did not keep them.
     """
     return _load_runs(scale, "samples.jsonl", SAMPLE_COLUMNS, _read_jsonl)
 
@@ -170,18 +168,18 @@ def load_regret(scale: str) -> pd.DataFrame:
 
 
 def load_gradients(scale: str) -> pd.DataFrame:
-    """How well small batches point (`GRADIENT_COLUMNS`); no rows if the stage was not run."""
+    """How well gradients of small batches agree with others (`GRADIENT_COLUMNS`); no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "gradients.csv", GRADIENT_COLUMNS)
 
 
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:
-    """The tasks of some run cards whose data are a stand-in, with what stands in."""
+    """The tasks of some run cards whose data are a stand-in, with a text that says which."""
     rows = cards[cards["stand_in"].notna()]
     return {task: str(text) for task, text in zip(rows["task"], rows["stand_in"], strict=True)}
 
 
 def common_tasks(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
-    """Tasks on which each of the methods has rows: averages over unlike tasks would not compare.
+    """The tasks on which every one of the methods has rows. Averages over different tasks cannot be compared.
 
     Args:
         frame: with columns method and task.
@@ -192,28 +190,25 @@ def common_tasks(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
 
 
 def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bool = True) -> list[str]:
-    """What a reader must know beside a figure or table, a line each.
+    """What a reader must know to understand a figure or table, one line for each fact.
 
     Args:
         scale: whose runs they are.
         frame: the rows shown, with columns method, task and seed.
-        methods: the methods that the figure is about, run or not.
-        intervals: whether the figure shows intervals, and has to say where they come from.
+        methods: the methods that the figure is about, whether or not they were run.
+        intervals: whether the figure shows intervals, so that a line has to say where they come from.
 
     Returns:
-        How many tasks and seeds there are and what that means for intervals; which methods or runs are
-        missing; whether all runs started from the same weights; which tasks are stand-ins.
+        How many tasks and seeds there are and what that means for intervals; which methods or runs are missing; whether
+        all runs started from the same weights; which tasks are stand-ins.
     """
-    from etpo_paper.report.plotting import DAGGER
-
     wanted = set(methods)
     seeds = frame.groupby(["method", "task"])["seed"].nunique()
     lines = []
     if len(seeds):
         few, many = int(seeds.min()), int(seeds.max())
-        count = f"{few}" if few == many else f"{few} to {many}"
-        tasks = frame["task"].nunique()
-        text = f"{tasks} task{'s' if tasks > 1 else ''}, {count} seed{'s' if many > 1 else ''} a task"
+        text = f"{counted(frame['task'].nunique(), 'task')}, {'' if few == many else f'{few} to '}"
+        text += f"{counted(many, 'seed')} a task"
         if intervals:
             text += "; intervals: 95 %, bootstrap over seeds" if many > 1 else ": n=1, hence no interval"
         lines.append(text + ".")
@@ -222,12 +217,12 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     cards = load_cards(scale)
     weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
     weights = weights.astype({"seed": int})  # floats in a frame that has rows of no run
-    if (count := weights["weights"].nunique()) > 1:
+    if (starts := weights["weights"].nunique()) > 1:
         pairs = weights.groupby(["task", "seed"])["weights"].nunique()
         which = pairs[pairs > 1].reset_index().groupby("task")["seed"].agg(list)
         apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for t, s in which.items())
         lines.append(
-            f"Runs start from {count} warm starts, whose weights differ as processors round; "
+            f"Runs start from {starts} warm starts, whose weights differ as processors round; "
             + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")
         )
     marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
@@ -237,13 +232,11 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
 
 
 def finished_methods(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
-    """Those of some methods that have rows in a frame, in the order of every legend.
+    """The methods among `methods` that have rows in a frame, in the order of every legend.
 
     Raises:
-        UserError: none has.
+        UserError: none of them has rows.
     """
-    from etpo_paper.report.plotting import ordered
-
     methods = list(methods)
     present = ordered(set(methods) & set(frame["method"]))
     if not present:
@@ -255,8 +248,8 @@ def period(updates: pd.Series) -> pd.Series:
     """Whether an update belongs to the first fifth of training ("early"), the last ("late") or neither ("between").
 
     Args:
-        updates: numbers of updates, from 0 to the last one of training. A fifth of them is rounded up, so that short
-            runs have both.
+        updates: numbers of updates, from 0 to the last one of training. A fifth is rounded up, so that short runs have
+            both an early and a late part.
     """
     count = int(updates.max()) + 1
     fifth = -(-count // 5)
@@ -264,17 +257,18 @@ def period(updates: pd.Series) -> pd.Series:
     return pd.Series(names, index=updates.index, dtype=object)
 
 
-def _load_runs(scale: str, name: str, columns: Sequence[str], read: Any) -> pd.DataFrame:
+def _load_runs(
+    scale: str, name: str, columns: Sequence[str], read: Callable[[Path, Sequence[str]], pd.DataFrame]
+) -> pd.DataFrame:
     cards = load_cards(scale)
     frames = []
-    for run in cards[cards["status"] == "finished"].itertuples():
-        path = Path(run.folder) / name
+    for run in cards[cards["status"] == "finished"].to_dict("records"):
+        path = run["folder"] / name
         if not path.is_file():
-            raise UserError(f"{path} is missing although the run is finished; delete {run.folder} and run again")
+            raise UserError(f"{path} is missing although the run is finished; delete {run['folder']} and run again")
         frame = read(path, columns)
-        frame.insert(0, "seed", run.seed)
-        frame.insert(0, "task", run.task)
-        frame.insert(0, "method", run.method)
+        for position, key in enumerate(KEYS):
+            frame.insert(position, key, run[key])
         if not frame.empty:
             frames.append(frame)
     if not frames:
@@ -300,7 +294,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        # Hashes such as "46e1" are no numbers, and "None" may be a name; a number that is absent is empty.
+        # A hash such as "46e1" is not a number, and "None" may be a name; only an empty cell is a missing number.
         frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=_TEXT)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path} is not a readable CSV file ({error}); make it again") from None

@@ -1,23 +1,25 @@
-"""Honest statistics for few seeds: pure functions of arrays.
+"""Statistics for few seeds, as pure functions of arrays.
 
-Scores come as *strata*: one array a task, whose first axis is the runs (seeds) of that task and whose
-further axes, if any, are points of a curve. Aggregates follow Agarwal et al., "Deep Reinforcement Learning
-at the Edge of the Statistical Precipice" (arXiv 2108.13264): the interquartile mean instead of mean or
-median, percentile intervals from a bootstrap that draws seeds anew *within* each task, the probability that
-a run of one method beats a run of another, and performance profiles. Every draw comes from a generator that
-the caller passes. Where no task has two runs there is nothing to draw from: intervals are NaN then, and
-figures show no band.
+Scores come as *strata*: one array for each task, whose first axis is the runs (seeds) of that task and whose further
+axes, if any, are points of a curve. Aggregates follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the
+Statistical Precipice" (arXiv 2108.13264): the interquartile mean instead of mean or median, percentile intervals from a
+bootstrap that resamples seeds *within* each task, the probability that a run of one method beats a run of another, and
+performance profiles. All random numbers come from a generator that the caller passes. If no task has two runs there is
+nothing to resample: the ends of intervals are NaN then, and figures show no band.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 LEVEL = 0.95
 DRAWS = 2000
-_PORTION = 500_000  # numbers of one task held at once
+_PORTION = 500_000  # at most so many numbers of one task are resampled at once
+
+Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Interval(NamedTuple):
@@ -26,6 +28,9 @@ class Interval(NamedTuple):
     point: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+NO_INTERVAL = Interval(*(np.asarray(np.nan) for _ in range(3)))
 
 
 def best_so_far(rewards: np.ndarray) -> np.ndarray:
@@ -40,17 +45,20 @@ def best_so_far(rewards: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.asarray(rewards, dtype=float), axis=-1)
 
 
-def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The mean of the middle half: a quarter of the values, rounded down, is dropped at either end.
+def interquartile_mean(scores: ArrayLike) -> np.ndarray:
+    """The mean of the middle half (IQM): a quarter of the values, rounded down, is dropped at either end.
 
     Args:
-        scores: values along `axis`; with fewer than four it is the plain mean.
-        axis: the axis that is averaged away.
+        scores: [runs, ...]; fewer than four runs give the plain mean.
+
+    Returns:
+        [...].
     """
-    scores = np.sort(np.asarray(scores, dtype=float), axis=axis)
-    count = scores.shape[axis]
-    cut = count // 4
-    return np.take(scores, range(cut, count - cut), axis=axis).mean(axis=axis)
+    # scipy.stats.trim_mean(scores, 0.25) drops the same values, but adds the others in the order in which a partial
+    # sort leaves them: its last bit depends on the order of the runs, and has changed the sixth decimal of a table.
+    scores = np.sort(np.asarray(scores, dtype=float), axis=0)
+    cut = len(scores) // 4
+    return np.asarray(scores[cut : len(scores) - cut].mean(axis=0))
 
 
 def mean_over_tasks(strata: Sequence[np.ndarray]) -> np.ndarray:
@@ -64,13 +72,13 @@ def pooled_iqm(strata: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def has_repeats(strata: Sequence[np.ndarray]) -> bool:
-    """Whether any task has two runs or more, without which no interval can be given."""
+    """Whether any task has two or more runs, without which there is no interval."""
     return any(len(runs) > 1 for runs in strata)
 
 
 def bootstrap(
     strata: Sequence[np.ndarray],
-    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
+    statistic: Statistic,
     generator: np.random.Generator,
     draws: int = DRAWS,
     level: float = LEVEL,
@@ -78,12 +86,12 @@ def bootstrap(
     """A statistic with its stratified percentile-bootstrap interval.
 
     Args:
-        strata: an array a task, [runs, ...].
+        strata: an array for each task, [runs, ...].
         statistic: maps such a sequence to a number or a curve, e.g. `pooled_iqm`; it reduces the first axis of
             the arrays and leaves further axes alone.
-        generator: source of the draws.
-        draws: how many times every task's runs are drawn anew, with replacement.
-        level: mass of the interval, 0.95 for 95 %.
+        generator: source of the random numbers.
+        draws: how many times the runs of every task are resampled, with replacement.
+        level: probability mass of the interval, 0.95 for 95 %.
 
     Returns:
         The statistic of the data and the interval; its ends are NaN if no task has two runs.
@@ -92,7 +100,7 @@ def bootstrap(
     point = np.asarray(statistic(strata))
     if not has_repeats(strata):
         return Interval(point, np.full_like(point, np.nan, float), np.full_like(point, np.nan, float))
-    # Many draws at once, as an axis behind the runs; in portions, so that long curves fit in memory.
+    # Many resamples at once, as an axis behind the runs, but in portions, so that long curves fit in memory.
     portion = max(1, _PORTION // max(1, strata[0][0].size))
     values = []
     for start in range(0, draws, portion):
@@ -104,12 +112,12 @@ def bootstrap(
 
 
 def probability_of_improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """How likely a run of the first method beats a run of the second on a task drawn at random.
+    """The probability that a run of the first method beats a run of the second on a random task.
 
-    For each task the share of pairs (x, y) with x > y, ties counted half; then the mean over tasks.
+    It is the share of pairs (x, y) with x > y, ties counted half, for each task, and the mean of these over tasks.
 
     Args:
-        first: an array a task, [runs].
+        first: an array for each task, [runs].
         second: the same tasks in the same order, [runs'].
     """
     shares = []
@@ -126,78 +134,85 @@ def bootstrap_improvement(
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> Interval:
-    """`probability_of_improvement` with its interval; the runs of both methods are drawn anew.
+    """`probability_of_improvement` with its interval; the runs of both methods are resampled.
 
     Args:
-        first: an array a task, [runs].
+        first: an array for each task, [runs].
         second: the same tasks in the same order, [runs'].
-        generator: source of the draws.
-        draws: number of draws.
-        level: mass of the interval.
+        generator: source of the random numbers.
+        draws: number of resamples.
+        level: probability mass of the interval.
     """
     return _bootstrap_two(first, second, probability_of_improvement, generator, draws, level)
 
 
-def _bootstrap_two(first, second, statistic, generator, draws, level) -> Interval:
-    """`bootstrap` of a statistic of two methods' strata, the runs of both drawn anew."""
+def _bootstrap_two(
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    statistic: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray],
+    generator: np.random.Generator,
+    draws: int,
+    level: float,
+) -> Interval:
     tasks = len(first)
     return bootstrap([*first, *second], lambda both: statistic(both[:tasks], both[tasks:]), generator, draws, level)
 
 
-def spread(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """The standard deviation over seeds: root of the mean over tasks of the runs' sample variances (n - 1).
+def std_over_seeds(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """The standard deviation over seeds: the root of the mean over tasks of the runs' sample variances (n - 1).
 
-    NaN where a task has one run only.
+    It is NaN if a task has only one run.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         squares = [np.square(runs - np.mean(runs, axis=0)).sum(axis=0) / np.float64(len(runs) - 1) for runs in strata]
     return np.sqrt(np.mean(squares, axis=0))
 
 
-def bootstrap_spread_ratio(
+def bootstrap_std_ratio(
     first: Sequence[np.ndarray],
     second: Sequence[np.ndarray],
     generator: np.random.Generator,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> Interval:
-    """`spread` of the first method over that of the second; below 1 where the first is the steadier.
+    """`std_over_seeds` of the first method divided by that of the second, with its interval.
 
-    Drawing n of n runs anew makes a sample variance smaller by (n - 1) / n on average, for both alike, which the ratio
-    takes out. With two or three seeds a draw can be one run several times over, and the interval may reach 0 or inf.
+    A ratio below 1 means that the first method varies less. Resampling n of n runs makes a sample variance smaller by
+    (n - 1) / n on average, for both methods alike, so that it cancels in the ratio. With two or three seeds a resample
+    can consist of one run only, and the interval may reach 0 or infinity.
 
     Args:
-        first: an array a task, [runs].
+        first: an array for each task, [runs].
         second: the same tasks in the same order, [runs'].
-        generator: source of the draws.
-        draws: number of draws.
-        level: mass of the interval.
+        generator: source of the random numbers.
+        draws: number of resamples.
+        level: probability mass of the interval.
 
     Returns:
         The ratio and its interval, all NaN unless every task has two runs of each method.
     """
     if any(len(runs) < 2 for runs in (*first, *second)):
-        return Interval(*np.full(3, np.nan))
+        return NO_INTERVAL
 
     def share_of_first(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> np.ndarray:
-        one, two = spread(one), spread(two)
-        total = one + two
-        return np.where(total > 0, one / np.where(total > 0, total, 1), 0.5)  # half: nothing varies in either
+        std = std_over_seeds(one)
+        total = std + std_over_seeds(two)
+        return np.where(total > 0, std / np.where(total > 0, total, 1), 0.5)  # half: nothing varies in either
 
-    # The share one / (one + two) orders draws as the ratio does and is finite, so that quantiles can be taken.
+    # The share one / (one + two) orders resamples as the ratio does and is finite, so that quantiles can be taken.
     shares = _bootstrap_two(first, second, share_of_first, generator, draws, level)
-    return Interval(*(share / (1 - share) if share < 1 else np.float64(np.inf) for share in shares))
+    return Interval(*(np.asarray(share / (1 - share) if share < 1 else np.inf) for share in shares))
 
 
 def falls(curve: Interval) -> np.ndarray:
-    """Where a curve is below what it was before by more than its interval allows.
+    """Where a curve lies below an earlier point of itself by more than its interval allows.
 
     Args:
         curve: points with their interval, in order.
 
     Returns:
-        bool [points]: the upper end here is below the highest lower end so far. A curve is monotone within its interval
-        if it is False everywhere; it is where there is no interval.
+        bool [points], True where the upper end is below the highest lower end so far. A curve that is False everywhere
+        is monotone within its interval; so is a curve without an interval.
     """
     return np.asarray(curve.high) < np.fmax.accumulate(np.asarray(curve.low, dtype=float))
 
@@ -206,21 +221,21 @@ def performance_profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) ->
     """The share of runs with a score above each threshold, averaged over tasks.
 
     Args:
-        strata: an array a task, [runs].
+        strata: an array for each task, [runs].
         thresholds: [points].
 
     Returns:
-        [points], never increasing where thresholds increase.
+        [points], never increasing if the thresholds increase.
     """
     above = [np.asarray(runs, dtype=float)[..., None] > np.asarray(thresholds) for runs in strata]
     return mean_over_tasks(above)
 
 
 def paired_differences(frame: pd.DataFrame, value: str, first: str, second: str) -> list[np.ndarray]:
-    """Differences of two methods on the same task and seed, an array a task.
+    """Differences between two methods on the same task and seed, an array for each task.
 
     Args:
-        frame: columns method, task, seed and `value`, a row a run.
+        frame: columns method, task, seed and `value`, a row for each run.
         value: the column to compare.
         first: method that is counted positive.
         second: method that is subtracted.
@@ -236,10 +251,10 @@ def paired_differences(frame: pd.DataFrame, value: str, first: str, second: str)
 
 
 def strata_of(frame: pd.DataFrame, value: str) -> list[np.ndarray]:
-    """The values of one method's runs as strata, tasks sorted by name and seeds in order.
+    """The values of one method's runs as strata, tasks sorted by name and seeds in ascending order.
 
     Args:
-        frame: columns task, seed and `value`, a row a run.
+        frame: columns task, seed and `value`, a row for each run.
         value: the column to take.
     """
     frame = frame.sort_values(["task", "seed"])
@@ -247,16 +262,17 @@ def strata_of(frame: pd.DataFrame, value: str) -> list[np.ndarray]:
 
 
 def curves_of(frame: pd.DataFrame, index: str, value: str, length: int | None = None) -> dict[str, np.ndarray]:
-    """The runs of one method as curves, an array [runs, points] a task, tasks sorted by name.
+    """The runs of one method as curves, an array [runs, points] for each task, tasks sorted by name.
 
     Args:
         frame: columns task, seed, `index` and `value`; `index` orders the points of a run.
         index: e.g. "step" or "update".
         value: e.g. "reward".
-        length: points kept; default: as many as the shortest run has.
+        length: number of points to keep; by default as many as the shortest run has.
     """
     frame = frame.sort_values(["task", "seed", index])
-    runs = {key: rows[value].to_numpy(dtype=float) for key, rows in frame.groupby(["task", "seed"], sort=True)}
+    groups: Any = frame.groupby(["task", "seed"], sort=True)
+    runs = {key: rows[value].to_numpy(dtype=float) for key, rows in groups}
     if not runs:
         return {}
     shortest = min(len(run) for run in runs.values())
@@ -266,27 +282,28 @@ def curves_of(frame: pd.DataFrame, index: str, value: str, length: int | None = 
 
 
 def budget(steps: pd.DataFrame) -> int:
-    """The number of environment steps that every run has: the length of the shortest one."""
+    """The number of environment steps that every run has, i.e. the length of the shortest run."""
     if steps.empty:
         return 0
     return int(steps.groupby(["method", "task", "seed"])["step"].count().min())
 
 
 def run_scores(steps: pd.DataFrame, limit: int | None = None) -> pd.DataFrame:
-    """One row a run: what it reached within the first `limit` steps.
+    """What each run reached within its first `limit` steps, a row for each run.
 
     Args:
-        steps: of `results.load_steps`.
-        limit: environment steps that count; default: `budget(steps)`, the same for all runs.
+        steps: see `results.load_steps`.
+        limit: how many environment steps count; by default `budget(steps)`, the same for all runs.
 
     Returns:
-        Columns method, task, seed, best (highest reward), mean (reward over all steps), runs (share of steps
-        whose code ran), last_mean and last_runs (the same over the last fifth of the steps), last_level (mean
-        reward of those of the last fifth that ran; where none did, their reward all the same).
+        Columns method, task, seed, best (highest reward), mean (mean reward over all steps), runs (share of steps
+        whose code ran), last_mean and last_runs (the same over the last fifth of the steps), and last_level (mean
+        reward of the programs of the last fifth that ran; if none ran, the mean reward of all of them).
     """
     limit = budget(steps) if limit is None else limit
     rows = []
-    for (method, task, seed), run in steps.sort_values("step").groupby(["method", "task", "seed"], sort=True):
+    groups: Any = steps.sort_values("step").groupby(["method", "task", "seed"], sort=True)
+    for (method, task, seed), run in groups:
         run = run.head(limit)
         last = run.tail(max(1, len(run) // 5))
         ran = last[last["status"] == "ok"]
@@ -316,7 +333,7 @@ def aggregate_curves(
     generator: np.random.Generator,
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> dict[str, Interval]:
-    """Curves of methods over the same tasks: the mean over tasks with its bootstrap interval.
+    """Curves of methods over the same tasks: the mean over tasks, with its bootstrap interval.
 
     Args:
         frame: columns method, task, seed, `index` and `value`.
@@ -324,11 +341,11 @@ def aggregate_curves(
         value: e.g. "reward".
         methods: methods to draw.
         tasks: tasks to average over.
-        generator: source of the draws.
+        generator: source of the random numbers.
         transform: applied to the runs of a task, [runs, points] -> [runs, points], e.g. `best_so_far`.
 
     Returns:
-        For each method an interval of curves, all as long as the shortest run.
+        For each method a curve with its interval, all as long as the shortest run.
     """
     frame = frame[frame["task"].isin(tasks) & frame["method"].isin(methods)]
     if frame.empty:
@@ -348,19 +365,19 @@ def compare(
     reference: str,
     generator: np.random.Generator,
 ) -> pd.DataFrame:
-    """Methods side by side, and a reference method against each, on the same tasks.
+    """Compares methods on the same tasks, and a reference method with each of them.
 
     Args:
-        scores: columns method, task, seed and `value`, a row a run; every method has the same tasks.
+        scores: columns method, task, seed and `value`, a row for each run; every method has the same tasks.
         value: the column to compare.
         methods: rows of the table.
-        reference: method that is set against the others, e.g. "etpo".
-        generator: source of the draws.
+        reference: method that is compared with each of the others, e.g. "etpo".
+        generator: source of the random numbers.
 
     Returns:
-        Columns method, tasks, runs and, each with its ends `_low` and `_high`: iqm; difference (IQM of
-        reference minus method, paired by task and seed); improvement (probability that a run of the reference
-        beats one of the method). Ends are NaN where no task has two seeds.
+        Columns method, tasks, runs and, each with the ends `_low` and `_high` of its interval: iqm; difference (IQM
+        of reference minus method, paired by task and seed); improvement (probability that a run of the reference
+        beats one of the method). The ends are NaN if no task has two seeds.
     """
     groups = {method: strata_of(scores[scores["method"] == method], value) for method in methods}
     rows = []
@@ -391,7 +408,7 @@ def mean_and_std(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Mean, sample standard deviation (n - 1; NaN for one run) and count by method and task.
 
     Args:
-        frame: columns method, task and `value`, a row a run.
+        frame: columns method, task and `value`, a row for each run.
         value: the column to summarise.
 
     Returns:
@@ -402,7 +419,7 @@ def mean_and_std(frame: pd.DataFrame, value: str) -> pd.DataFrame:
 
 
 def interval_text(point: float, low: float, high: float, digits: int = 3) -> str:
-    """An interval as "0.812 [0.790, 0.833]"; "0.812" where there is none; "–" where there is no value."""
+    """An interval as "0.812 [0.790, 0.833]", as "0.812" if it has no ends, and as "–" if there is no value."""
     if np.isnan(point):
         return "–"
     # Adding 0.0 turns the -0.0 of a rounded small number into 0.0.

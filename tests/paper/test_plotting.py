@@ -1,14 +1,15 @@
-"""Figures and tables: the same bytes every time, and cells as a reader sees them."""
+"""Figures: the same bytes every time, and a look of its own for every method."""
 
 import hashlib
 
 import matplotlib
 import matplotlib.pyplot as plt
-import pandas as pd
+import numpy as np
 import pytest
 
 from etpo_paper.base import paths
-from etpo_paper.report import plotting
+from etpo_paper.report import names, plotting
+from etpo_paper.report.statistics import Interval
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +21,10 @@ def figures(tmp_path, monkeypatch):
 def draw():
     plotting.use_style()
     figure, axes = plt.subplots()
-    axes.plot([1, 2], [0.5, 0.8], **plotting.line("etpo"))
-    plotting.band(axes, [1, 2], [0.4, 0.7], [0.6, 0.9], "etpo")
+    curve = Interval(np.array([0.5, 0.8]), np.array([0.4, 0.7]), np.array([0.6, 0.9]))
+    plotting.draw_curves(axes, np.array([1, 2]), {"etpo": curve})
     axes.legend()
-    plotting.footnote(figure, [plotting.STAND_IN_NOTE, ""])
+    plotting.footnote(figure, [names.STAND_IN_NOTE, ""])
     written = plotting.save_figure(figure, "smoke", "test", "curve")
     plt.close(figure)
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in written]
@@ -46,102 +47,63 @@ def test_figure_files_lie_where_they_should(figures):
 
 
 def test_methods_have_distinct_names_colours_and_lines():
-    for look in (plotting.label, plotting.colour, plotting.line_style):
-        assert len({str(look(method)) for method in plotting.LABELS}) == len(plotting.LABELS)
-    assert plotting.ordered(["etpo", "zzz", "reflection", "etpo"]) == ["reflection", "etpo", "zzz"]
-    assert plotting.label("zzz") == "zzz"
+    for look in (names.label, plotting.colour, plotting.line_style):
+        assert len({str(look(method)) for method in names.LABELS}) == len(names.LABELS)
+    assert names.ordered(["etpo", "zzz", "reflection", "etpo"]) == ["reflection", "etpo", "zzz"]
+    assert names.label("zzz") == "zzz"
 
 
 def test_stand_ins_are_marked():
-    assert plotting.mark("kidney-stone", "urine") == "kidney-stone†"
-    assert plotting.mark("diabetes", None) == plotting.mark("diabetes", float("nan")) == "diabetes"
-    assert plotting.mark("diabetes", False) == plotting.mark("diabetes", "") == "diabetes"
+    assert names.task_label("kidney-stone", "urine") == "kidney-stone†"
+    assert names.task_label("diabetes", None) == names.task_label("diabetes", float("nan")) == "diabetes"
+    assert names.task_label("diabetes", False) == names.task_label("diabetes", "") == "diabetes"
 
 
-def test_table_in_three_formats(figures):
-    frame = pd.DataFrame({"task": ["a_b†", "c|d"], "score": [0.123456789, float("nan")], "n": [1, 2]})
-    text = plotting.save_table(frame, "smoke", "test", "t", caption="5 % of & all", notes=["† note"], digits=2)
-    place = figures / "smoke" / "test"
-    assert (place / "t.csv").read_text() == "task,score,n\na_b†,0.123457,1\nc|d,,2\n"
-    assert text == (place / "t.md").read_text()
-    assert text.splitlines() == [
-        "5 % of & all", "", "| task | score | n |", "| --- | --- | --- |", "| a_b† | 0.12 | 1 |",
-        "| c\\|d | – | 2 |", "", "† note",
-    ]  # fmt: skip
-    tex = (place / "t.tex").read_text()
-    assert r"\caption{5 \% of \& all}" in tex
-    assert r"a\_b$^\dagger$ & 0.12 & 1 \\" in tex
-    assert "c|d & -- & 2" in tex
+def interval(*points):
+    point = np.array(points, dtype=float)
+    return Interval(point, point - 0.1, point + 0.1)
 
 
-def test_bold_and_code_cells():
-    frame = pd.DataFrame({"cell": ["**0.9** ± 0.1", "x = {1}\ny = 2"]})
-    assert "| **0.9** ± 0.1 |" in plotting.markdown(frame)
-    assert "| x = {1}<br>y = 2 |" in plotting.markdown(frame)
-    tex = plotting.latex(frame)
-    assert r"\textbf{0.9} $\pm$ 0.1 \\" in tex
-    assert r"x = \{1\}; y = 2 \\" in tex
-
-
-PIECES = ["    ", "cost", "$1$", " =", " \tx", "\n   ", " y", "\n", ""]
-
-
-def draw_code(values, scale=1.0, width=6.0, name="code"):
+def test_curves_of_different_lengths_share_their_beginning():
     plotting.use_style()
-    figure = plt.figure(figsize=(width, 2))
-    axes = figure.add_axes([0, 0, 1, 1])
-    colours = plotting.coloured_code(axes, PIECES, values, scale)
-    texts = [(text.get_text(), text.get_position()) for text in axes.texts]
-    boxes = [(patch.get_xy(), patch.get_width(), patch.get_facecolor()) for patch in axes.patches]
-    assert axes.get_xlim() == (0, pytest.approx(width / 0.06)) and colours.get_clim() == (-scale, scale)
-    written = plotting.save_figure(figure, "smoke", "test", name)
-    assert not any(text.get_parse_math() for text in axes.texts), "a $ in code is a $"
-    for dpi in (100, 150):  # on screen and in the file: the letters fill their background and do not leave it
-        figure.set_dpi(dpi)
-        figure.canvas.draw()
-        for text in axes.texts:
-            room = len(text.get_text()) * 0.06 * dpi
-            assert abs(text.get_window_extent(figure.canvas.get_renderer()).width - room) < 0.2 * 0.06 * dpi
+    figure, axes = plt.subplots()
+    curves = {"etpo": interval(0.1, 0.2, 0.3), "ppo_kl": interval(0.5, 0.4)}
+    plotting.draw_curves(axes, plotting.counting(curves), curves, drawstyle="steps-post")
+    drawn = [(line.get_label(), line.get_xdata().tolist(), line.get_drawstyle()) for line in axes.get_lines()]
+    assert drawn == [("ETPO", [1, 2, 3], "steps-post"), ("PPO-KL", [1, 2], "steps-post")]
+    assert len(axes.collections) == 2, "a band for each"
     plt.close(figure)
-    return texts, boxes, [path.read_bytes() for path in written]
 
 
-def test_coloured_code_puts_each_token_on_its_colour_line_by_line():
-    values = [0, -1, 1, 0.5, 0, -0.5, 2, 0, 0]
-    texts, boxes, _ = draw_code(values)
-    assert [text for text, _ in texts if text] == ["cost", "$1$", "=", "x", "↵", "y", "↵", "∎"]
-    assert [at for at, _, _ in boxes] == [
-        (0, 0), (4, 0), (8, 0), (11, 0), (13, 0), (18, 0), (0, 1), (3, 1), (5, 1), (0, 2),
-    ]  # fmt: skip
-    assert [width for _, width, _ in boxes] == [4, 4, 3, 2, 5, 1, 3, 2, 1, 1]
-    white, bad, good, better = (boxes[k][2] for k in (0, 1, 2, 3))
-    assert white == (1, 1, 1, 1)
-    assert bad[0] > bad[2] and good[2] > good[0], "worse is orange, better is blue"
-    assert good[0] < better[0] < 1, "half as good is half as blue"
-    assert boxes[5][2] == boxes[6][2] != white, "a token on two lines has its colour on both"
-    assert boxes[7][2] == good, "what lies beyond the scale has the full colour"
-    assert draw_code([v * 10 for v in values], scale=10.0)[1] == boxes
+def test_the_axis_shows_where_rising_curves_differ():
+    figure, axes = plt.subplots()
+    flat, rising = np.full(20, 0.8), np.concatenate([[-1.0, -1.0], np.linspace(0.6, 0.9, 18)])
+    plotting.show_differences(axes, {"etpo": interval(*rising), "reflection": interval(*flat)})
+    # From the third of twenty points on: 0.6 to 0.9, and 15 % of the difference on either side.
+    assert axes.get_ylim() == pytest.approx((0.6 - 0.045, 0.9 + 0.045))
+    plt.close(figure)
 
 
-def test_coloured_code_breaks_long_lines_and_says_its_height():
-    texts, boxes, _ = draw_code([0] * 9, width=0.6)  # ten letters wide
-    assert [text for text, _ in texts if text] == ["cost", "$1", "↪ ", "$", "=", "x", "↵", "y", "↵", "∎"]
-    assert [at for at, _, _ in boxes] == [
-        (0, 0), (4, 0), (8, 0), (2, 1), (3, 1), (5, 1), (10, 1), (0, 2), (3, 2), (5, 2), (0, 3),
-    ]  # fmt: skip
-    assert plotting.code_height(PIECES, 0.6) == pytest.approx(4 * 2.3 * 0.06)
-    assert plotting.code_height(["x" * 10, "\n"], 0.6) == plotting.code_height(["x", "\n"], 0.6)
-    assert plotting.code_height(["x" * 26], 0.6) == pytest.approx(3 * 2.3 * 0.06)  # 10 + 8 + 8
-    assert plotting.code_height(["x" * 27], 0.6) == pytest.approx(4 * 2.3 * 0.06)
+@pytest.mark.parametrize(("count", "shape", "labelled"), [(1, (1, 1), 1), (3, (1, 3), 3), (4, (2, 3), 3)])
+def test_panels_fill_a_grid_and_the_lowest_are_labelled(count, shape, labelled):
+    figure, used = plotting.panels(count, 3, 2.0, 1.5, "reward")
+    plotting.label_lowest(used, 3, "update")
+    assert len(used) == count and len(figure.axes) == shape[0] * shape[1]
+    assert [axes.axison for axes in figure.axes] == [True] * count + [False] * (len(figure.axes) - count)
+    assert tuple(figure.get_size_inches()) == pytest.approx((2.0 * shape[1] + 0.4, 1.5 * shape[0] + 0.4))
+    assert [axes.get_xlabel() for axes in used] == [""] * (count - labelled) + ["update"] * labelled
+    assert [axes.get_ylabel() for axes in used] == ["reward" if k % shape[1] == 0 else "" for k in range(count)]
+    plt.close(figure)
 
 
-def test_coloured_code_is_byte_stable():
-    values = [0.1 * k for k in range(9)]
-    first = draw_code(values)[2]
-    matplotlib.rcParams["font.monospace"] = ["cmtt10"]
-    matplotlib.rcParams["font.size"] = 30
-    assert draw_code(values)[2] == first
-    assert draw_code(values[::-1])[2] != first
+def test_a_legend_above_names_each_line_once():
+    figure, used = plotting.panels(2, 2, 2.0, 1.5, "reward")
+    used[0].plot([1, 2], [1, 2], label="a")
+    used[1].plot([1, 2], [1, 2], label="b")
+    used[1].plot([1, 2], [1, 2], label="a")
+    plotting.legend_above(figure, used)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    plt.close(figure)
 
 
 def test_a_footnote_is_no_wider_than_its_figure(figures):

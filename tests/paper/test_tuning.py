@@ -8,14 +8,16 @@ import subprocess
 import sys
 
 import fixtures_results as fixtures
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from etpo_core.errors import UserError
+from etpo_paper.base import paths
 from etpo_paper.base.settings import Settings
-from etpo_paper.report import tuning
+from etpo_paper.report import plotting, tuning
 
 BASE = {"beta": 0.3, "policy_lr": 1e-4, "critic_lr": 3e-4, "epochs": 2}
 
@@ -238,12 +240,60 @@ def test_the_notebook_ranks_the_finished_variants(tmp_path):
     assert "| ETPO | lam 0.5, policy_lr 0.0125 | **" in shown and "| ETPO | as in params.yaml | " in shown
 
 
-def test_a_scale_without_runs_says_what_to_run(tmp_path):
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    root = tuning_root(tmp_path)
+    monkeypatch.setattr(paths, "PARAMS", root / "params.yaml")
+    monkeypatch.setattr(paths, "RESULTS", root / "results")
+    plotting.use_style()
+    yield root
+    plt.close("all")
+
+
+def test_the_figure_has_a_panel_for_each_method_and_a_line_for_each_variant(made):
+    left, right = tuning.figure(tuning.load("tuning", rng())).axes
+    assert (left.get_title(), right.get_title()) == ("ETPO", "PPO-KL")
+    drawn = [line.get_label() for line in left.get_lines()]
+    assert drawn == ["lam 0.5, policy_lr 0.0125", "as in params.yaml", "Reflection (untrained)"]
+    updates = pd.read_csv(made / "results/tuning/etpo/breast-w/seed0/updates.csv")["mean_reward"]
+    smooth = left.get_lines()[1].get_ydata()
+    assert smooth[0] == pytest.approx(updates[:2].mean()) and smooth[3] == pytest.approx(updates[2:5].mean())
+    steps = pd.read_csv(made / "results/tuning/reflection/breast-w/seed0/steps.csv")
+    assert left.get_lines()[2].get_ydata()[0] == pytest.approx(steps["reward"].mean())
+
+
+def test_tasks_of_other_scales_are_named(made):
+    params = yaml.safe_load((made / "params.yaml").read_text())
+    params["scales"] = {name: params["scales"][name] for name in ("smoke", "tuning")}
+    params["scales"]["smoke"]["tasks"] = ["diabetes", "breast-w"]
+    (made / "params.yaml").write_text(yaml.safe_dump(params))
+    note = "breast-w is also a task of the scales smoke: what they find on it is not independent of this choice."
+    assert tuning.load("tuning", rng()).notes[-1] == note
+
+
+def test_scores_are_shown_task_by_task_where_there_are_several(made):
+    for name in ("etpo", "etpo_x", "ppo_kl", "reflection"):
+        place = made / "results/tuning" / name
+        shutil.copytree(place / "breast-w", place / "diabetes")
+    path = made / "results/tuning/etpo/diabetes/seed0/steps.csv"
+    pd.read_csv(path, dtype={"code_hash": str}).assign(reward=0.5).to_csv(path, index=False)
+    table = tuning.table(tuning.load("tuning", rng()))
+    shown = table.cells().set_index("What it changes")
+    assert shown.columns[1:4].tolist() == ["Last half", "On breast-w", "On diabetes"]
+    etpo = table.numbers.set_index("name").loc["etpo"]
+    assert shown.loc["as in params.yaml", "On diabetes"].tolist() == [shown["On diabetes"].iloc[0], "0.50"]
+    assert etpo["runs"] == 2 and table.caption.endswith(
+        "on breast-w, diabetes: mean reward, share of programs that run, KL in nats."
+    )
+
+
+def test_a_scale_without_runs_says_what_to_run(tmp_path, monkeypatch):
     root = fixtures.make_root(tmp_path)
     fixtures.make_results(root, "tuning", ("reflection",), ("breast-w",), (0,), updates=1, batch=2, gpt4=True)
     path = root / "results/tuning/reflection/breast-w/seed0/run_card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parameters": {"method": {"reflect": True}}}))
-    done = draw(root)
-    assert done.returncode == 2
-    # A kernel that is shut down may complain with a traceback of its own.
-    assert "python -m pipeline.matrix --scale tuning" in done.stderr and "UserError" not in done.stderr
+    monkeypatch.setattr(paths, "RESULTS", root / "results")
+    with pytest.raises(
+        UserError, match="no finished run of scale tuning; make them: python -m pipeline.matrix --scale"
+    ):
+        tuning.load("tuning", rng())

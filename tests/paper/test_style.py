@@ -1,8 +1,8 @@
-"""The measures of code on programs small enough to count by eye."""
+"""Size and style of programs, on programs small enough to count by eye."""
 
 import pandas as pd
 
-from etpo_paper.report import behaviour
+from etpo_paper.report import style
 
 PIPELINE = (
     "    from sklearn.pipeline import make_pipeline\n"
@@ -14,7 +14,7 @@ PIPELINE = (
 
 
 def test_pipeline_with_preprocessing():
-    found = behaviour.measure(PIPELINE)
+    found = style.measure(PIPELINE)
     assert found.parses and found.pipeline
     assert found.lines == 4
     assert found.families == ("linear_model",)
@@ -23,62 +23,60 @@ def test_pipeline_with_preprocessing():
 
 
 def test_bare_model():
-    found = behaviour.measure("    from sklearn.svm import SVC\n    model = SVC().fit(x_train, y_train)\n")
+    found = style.measure("    from sklearn.svm import SVC\n    model = SVC().fit(x_train, y_train)\n")
     assert (found.pipeline, found.preprocessing, found.families) == (False, (), ("svm",))
     assert found.construction == "SVC"
 
 
 def test_several_families_and_repeats():
-    found = behaviour.measure(
-        "    model = VotingClassifier([('a', SVC()), ('b', SVC()), ('c', KNeighborsClassifier())])\n"
-    )
+    found = style.measure("    model = VotingClassifier([('a', SVC()), ('b', SVC()), ('c', KNeighborsClassifier())])\n")
     assert found.families == ("ensemble", "neighbors", "svm")
     assert found.construction == "VotingClassifier + SVC + KNeighborsClassifier"
 
 
 def test_names_that_are_only_imported_or_mentioned_do_not_count():
-    found = behaviour.measure("    from sklearn.svm import SVC\n    model = 'LogisticRegression()'\n")
-    assert found.construction == behaviour.NOTHING and found.families == ()
+    found = style.measure("    from sklearn.svm import SVC\n    model = 'LogisticRegression()'\n")
+    assert found.construction == style.NOTHING and found.families == ()
 
 
 def test_what_is_not_python():
-    found = behaviour.measure("    model = SVC(\n    oh\n")
-    assert not found.parses and found.lines == 2 and found.construction == behaviour.NOT_PYTHON
-    assert behaviour.measure("").parses  # an empty body parses: `return model` alone
-    assert not behaviour.measure("\x00").parses
+    found = style.measure("    model = SVC(\n    oh\n")
+    assert not found.parses and found.lines == 2 and found.construction == style.NOT_PYTHON
+    assert style.measure("").parses  # an empty body parses: `return model` alone
+    assert not style.measure("\x00").parses
 
 
 def test_a_second_function_is_not_taken_for_the_body():
-    assert not behaviour.measure("    pass\n\nclass A:\n").parses
+    assert not style.measure("    pass\n\nclass A:\n").parses
 
 
 def test_fingerprint_ignores_layout_only():
     spaced = PIPELINE.replace("    # a comment\n", "\n").replace("(x_train, y_train)", "( x_train,  y_train )")
-    assert behaviour.measure(spaced).fingerprint == behaviour.measure(PIPELINE).fingerprint
+    assert style.measure(spaced).fingerprint == style.measure(PIPELINE).fingerprint
     other = PIPELINE.replace("StandardScaler", "MinMaxScaler")
-    assert behaviour.measure(other).fingerprint != behaviour.measure(PIPELINE).fingerprint
+    assert style.measure(other).fingerprint != style.measure(PIPELINE).fingerprint
 
 
 def test_nodes_count_the_tree():
     # Assign, Name, Store, Constant.
-    assert behaviour.measure("    model = 1\n").nodes == 4
+    assert style.measure("    model = 1\n").nodes == 4
 
 
 def samples():
     svc, tree = "    model = SVC()\n", "    model = DecisionTreeClassifier()\n"
     rows = [(0, tree, "ok"), (0, tree, "ok"), (1, tree, "ok"), (1, svc, "ok"), (9, svc, "ok"), (9, tree, "timeout")]
-    return behaviour.measure_samples(pd.DataFrame(rows, columns=["update", "code", "status"]))
+    return style.measure_samples(pd.DataFrame(rows, columns=["update", "code", "status"]))
 
 
-def test_the_winner_is_what_runs_late_and_spreads_from_its_first_update():
+def test_the_winner_is_what_runs_late_and_is_followed_from_its_first_update():
     measured = samples()
-    assert behaviour.winning_construction(measured) == "SVC"
-    share = behaviour.spread(measured, "SVC")
+    assert style.winning_construction(measured) == "SVC"
+    share = style.share_of_construction(measured, "SVC")
     assert share.to_dict("list") == {"update": [0, 1, 9], "share": [0.0, 0.5, 0.5]}
-    assert behaviour.winning_construction(measured[measured["status"] != "ok"]) is None
-    assert behaviour.winning_construction(measured.head(0)) is None
+    assert style.winning_construction(measured[measured["status"] != "ok"]) is None
+    assert style.winning_construction(measured.head(0)) is None
 
 
 def test_a_sample_without_code_is_measured():
     frame = pd.DataFrame({"update": [0], "code": [None], "status": ["no_result"]})
-    assert behaviour.measure_samples(frame)["lines"].tolist() == [0]
+    assert style.measure_samples(frame)["lines"].tolist() == [0]

@@ -1,0 +1,129 @@
+"""Perplexity before and after training: the figure and tables of the notebook `perplexity`.
+
+The stage `perplexity` measures three kinds of text that have nothing to do with the tasks. The pretrained model is
+called "base" there, and "reference" is the model that every method starts from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from etpo_paper.data.corpora import CORPORA
+from etpo_paper.report import notebook, plotting, results
+from etpo_paper.report.names import label, ordered, task_label
+from etpo_paper.report.tables import Table, number_cell
+
+
+@dataclass(frozen=True, eq=False)
+class Perplexities:
+    """What the notebook shows.
+
+    Attributes:
+        rows: see `results.load_perplexity`.
+        runs: a row for each trained policy and text, see `measure.perplexity.paired_runs`.
+        changes: a row for each method and text, see `measure.perplexity.before_and_after`.
+        methods: methods with trained policies.
+        titles: text -> its title, with a dagger if it is a stand-in.
+        notes: see `results.notes`, and what is to be said about the texts.
+    """
+
+    rows: pd.DataFrame
+    runs: pd.DataFrame
+    changes: pd.DataFrame
+    methods: list[str]
+    titles: Mapping[str, str]
+    notes: list[str]
+
+
+def collect(scale: str, rows: pd.DataFrame, runs: pd.DataFrame, left_out: int, changes: pd.DataFrame) -> Perplexities:
+    """What the notebook shows, from what was measured.
+
+    Args:
+        scale: whose policies they are.
+        rows: see `results.load_perplexity`.
+        runs: see `measure.perplexity.paired_runs`.
+        left_out: rows that it left out.
+        changes: see `measure.perplexity.before_and_after`.
+    """
+    methods = ordered(changes["method"])
+    named = rows.dropna(subset="stand_in")
+    stand_ins = dict(zip(named["corpus"], named["stand_in"], strict=True))
+    titles = {name: task_label(CORPORA[name].title, stand_ins.get(name)) for name in CORPORA}
+    notes = [f"{titles[name]}: {text}." for name, text in stand_ins.items()]
+    if len(runs):
+        notes = results.notes(scale, runs, methods, intervals=False) + notes
+    else:
+        notes.append("No trained policy was measured: their weights are not on this disk.")
+    if left_out:
+        notes.append(f"{left_out} rows are not shown: they were measured on another text than the reference.")
+    return Perplexities(rows, runs, changes, methods, titles, notes)
+
+
+def answer(data: Perplexities) -> str:
+    """By how much training changed the perplexity of each text."""
+    changes = data.changes.set_index(["method", "corpus"])["change"]
+    texts = [
+        f"{label(method)} "
+        + ", ".join(
+            f"{title} {changes[method, name]:+.1%}" for name, title in data.titles.items() if (method, name) in changes
+        )
+        for method in data.methods
+    ]
+    return notebook.answer(
+        f"Perplexity after training against before: {'; '.join(texts) or 'not measured'}.", data.notes
+    )
+
+
+def untrained(data: Perplexities) -> pd.DataFrame:
+    """Perplexity of the pretrained model and of the reference, a row for each text."""
+    rows = data.rows[data.rows["model"].isin(["base", "reference"])]
+    wide = rows.pivot(index="corpus", columns="model", values="perplexity")
+    return wide.reindex(list(CORPORA)).reindex(columns=["base", "reference"]).round(2)
+
+
+def figure(data: Perplexities) -> Figure:
+    """The change of perplexity of each run, a panel for each text; a short line is the mean of a method."""
+    figure, panels = plt.subplots(1, len(CORPORA), figsize=(9, 2.8), sharey=True)
+    means = data.changes.set_index(["method", "corpus"])["change"]
+    for axes, name in zip(panels, CORPORA, strict=True):
+        for place, method in enumerate(data.methods):
+            if (method, name) not in means:
+                continue
+            runs = data.runs[(data.runs["method"] == method) & (data.runs["corpus"] == name)]
+            values = 100 * runs["change"].to_numpy(float)
+            beside = 0.25 * (np.arange(len(values)) - (len(values) - 1) / 2) / max(1, len(values) - 1)
+            axes.plot(place + beside, values, "o", markersize=4, color=plotting.colour(method), alpha=0.7)
+            axes.plot([place - 0.3, place + 0.3], [100 * means[method, name]] * 2, color=plotting.colour(method))
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlim(-0.6, max(1, len(data.methods)) - 0.4)
+        axes.set_xticks(range(len(data.methods)), [label(method) for method in data.methods], rotation=30, ha="right")
+        axes.set_title(data.titles[name])
+    panels[0].set_ylabel("change of perplexity, %")
+    figure.tight_layout()
+    plotting.footnote(figure, data.notes)
+    return figure
+
+
+def table(data: Perplexities) -> Table:
+    """Perplexity before and after training, a row for each text and method."""
+    order = {name: place for place, name in enumerate([*CORPORA, *data.methods])}
+    numbers = data.changes.sort_values(["corpus", "method"], key=lambda column: column.map(order), ignore_index=True)
+    rows = numbers.to_dict("records")
+    shown = pd.DataFrame(
+        {
+            "Text": [data.titles[row["corpus"]] for row in rows],
+            "Method": [label(row["method"]) for row in rows],
+            "Runs": numbers["runs"],
+            "Tokens": numbers["tokens"],
+            "Base": [number_cell(row["base"], ".2f") for row in rows],
+            "Before → after": [f"{row['before']:.2f} → {row['after']:.2f}" for row in rows],
+            "Change": [f"{row['change']:+.2%}" for row in rows],
+            "Least and most": [f"{row['change_low']:+.2%}, {row['change_high']:+.2%}" for row in rows],
+        }
+    )
+    caption = "Perplexity before and after training: the reference, and the mean over the trained policies."
+    return Table(numbers, caption, shown, data.notes, digits=2)

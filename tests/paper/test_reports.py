@@ -1,0 +1,581 @@
+"""What the notebooks show, computed from small made results and compared with the raw files."""
+
+import csv
+import json
+
+import fixtures_results as fixtures
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import etpo_core.bellman
+import etpo_core.losses
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+from etpo_paper.report import (
+    ablations,
+    advantages,
+    algorithm,
+    consistency,
+    convergence,
+    credit,
+    datasets,
+    exploration,
+    frontier,
+    learning,
+    main_table,
+    notebook,
+    perplexity,
+    plotting,
+    results,
+    style,
+    tables,
+)
+
+TASKS = ("balance-scale", "kidney-stone")
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def use(monkeypatch, root):
+    for name, place in {
+        "PARAMS": "params.yaml",
+        "RESULTS": "results",
+        "EVALUATIONS": "evaluations",
+        "TABLES": "data/tables",
+        "FIGURES": "figures",
+    }.items():
+        monkeypatch.setattr(paths, name, root / place)
+    plotting.use_style()
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two tasks with two seeds of every method of the fixtures, held-out scores, prepared tables and regrets."""
+    root = fixtures.make_root(tmp_path_factory.mktemp("made"))
+    fixtures.make_results(root, tasks=TASKS)
+    fixtures.make_evaluation(root)
+    fixtures.make_tables(root)
+    fixtures.make_regret(root)
+    return root
+
+
+@pytest.fixture
+def root(made, monkeypatch):
+    yield use(monkeypatch, made)
+    plt.close("all")
+
+
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """A root without results, for tests that make their own."""
+    yield use(monkeypatch, fixtures.make_root(tmp_path))
+    plt.close("all")
+
+
+def raw(root, method, task="balance-scale", seed=0, name="steps"):
+    # A hash such as "46e1" is not a number.
+    return pd.read_csv(root / f"results/smoke/{method}/{task}/seed{seed}/{name}.csv", dtype={"code_hash": str})
+
+
+def every(root, method):
+    return [raw(root, method, task, seed) for task in TASKS for seed in (0, 1)]
+
+
+def lines(axes):
+    return [line.get_label() for line in axes.get_lines()]
+
+
+def test_an_answer_comes_before_its_notes():
+    assert notebook.answer("Yes.", ["one", "two"]) == "**Answer.** Yes.\n\n- one\n- two"
+    assert notebook.answer("Yes.") == "**Answer.** Yes."
+
+
+# Exploration -----------------------------------------------------------------------------------------------------
+
+
+def test_exploration_ends_at_what_the_raw_files_say(root):
+    data = exploration.load("smoke", rng())
+    assert data.tasks == list(TASKS) and data.budget == 40
+    table = exploration.table(data)
+    rows = table.numbers.set_index(["method", "steps"])
+    assert set(rows.index.get_level_values("steps")) == {4, 10, 20, 40}
+    for k in (4, 40):
+        best = np.mean([run["reward"].head(k).max() for run in every(root, "ppo_kl")])
+        assert rows.loc[("ppo_kl", k), "best"] == pytest.approx(best)
+    assert rows.loc[("etpo", 40), "low"] <= rows.loc[("etpo", 40), "best"] <= rows.loc[("etpo", 40), "high"]
+    shown = table.cells().set_index("Method")
+    assert shown.loc["ETPO", "K = 40"].startswith(f"{rows.loc[('etpo', 40), 'best']:.3f} [")
+    assert "Reflection (GPT-4): not run (OPENAI_API_KEY is not set)." in table.notes
+
+
+def test_exploration_answers_with_the_highest_first_and_draws_each_method(root):
+    data = exploration.load("smoke", rng())
+    first = exploration.answer(data).splitlines()[0]
+    scores = [float(part.split()[0]) for part in first.split(" on average ")[1].split(", ")]
+    assert first.startswith("**Answer.** After 40 steps on 2 tasks the best program scores on average ")
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    (axes,) = exploration.figure(data).axes
+    assert lines(axes) == ["Reflection", "PPO-KL", "ETPO"] and axes.get_xlim() == (1, 40)
+
+
+# Main table ------------------------------------------------------------------------------------------------------
+
+
+def test_the_main_table_is_what_the_raw_files_say(root):
+    data = main_table.load("smoke")
+    assert "ppo_no_kl" not in data.methods and data.tasks == list(TASKS)
+    table = main_table.table(data)
+    row = table.numbers.set_index(["task", "method"]).loc[("balance-scale", "etpo")]
+    one, two = (raw(root, "etpo", seed=seed)["reward"].max() for seed in (0, 1))
+    assert row["best_mean"] == pytest.approx((one + two) / 2)
+    assert row["best_std"] == pytest.approx(abs(one - two) / 2**0.5)
+    assert row["best_mean"] - row["held_out_mean"] == pytest.approx(0.02)
+    shown = table.cells().set_index("Data set")
+    assert list(shown.index) == ["balance-scale", "kidney-stone†", "mean of 2 tasks"]
+    assert (shown["Reflection (GPT-4)"] == "not run").all()
+    assert f"{row['best_mean']:.3f}" in shown.loc["balance-scale", "ETPO"]
+    assert f" ± {row['best_std']:.3f} ({row['held_out_mean']:.3f})" in shown.loc["balance-scale", "ETPO"]
+    for task in TASKS:
+        scores = table.numbers[table.numbers["task"] == task].set_index("method")["best_mean"]
+        best = exploration.label(scores.idxmax())
+        assert shown.loc[main_table.task_label(task, task == TASKS[1]), best].startswith(f"**{scores.max():.3f}**")
+    mean = np.mean([run["reward"].max() for run in every(root, "etpo")])
+    assert f"{mean:.3f}" in shown.loc["mean of 2 tasks", "ETPO"]
+
+
+def test_the_main_table_answers_with_wins_and_optimism(root):
+    first = main_table.answer(main_table.load("smoke")).splitlines()[0]
+    wins = [int(part.split(" is best on ")[1].split()[0]) for part in first.split(" of 2 tasks")[0].split(", ")]
+    assert sum(wins) == 2 and "(40 steps). Rewards of best programs exceed their held-out scores by 0.020." in first
+
+
+def test_methods_over_all_tasks(root):
+    table = main_table.aggregate(main_table.load("smoke"), rng())
+    rows = table.numbers.set_index("method")
+    assert rows["optimism"].to_numpy() == pytest.approx(0.02) and (rows["runs"] == 4).all()
+    assert rows.loc["etpo", ["difference", "improvement"]].isna().all()
+    best = {method: [run["reward"].max() for run in every(root, method)] for method in ("etpo", "ppo_kl")}
+    expected = sorted(np.subtract(best["etpo"], best["ppo_kl"]))[1:3]
+    assert rows.loc["ppo_kl", "difference"] == pytest.approx(np.mean(expected))
+    assert table.cells().columns.tolist() == ["Method", "IQM of best", "ETPO - method", "P(ETPO better)", "Optimism"]
+    (axes,) = main_table.performance_profile(main_table.load("smoke"), rng()).axes
+    profile = axes.get_lines()[0].get_ydata()
+    assert profile[0] == 1.0 and profile[-1] == 0.0 and (np.diff(profile) <= 0).all()
+
+
+def test_held_out_scores_that_lack_are_said(other):
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,))
+    data = main_table.load("smoke")
+    assert "No held-out scores: run `python -m pipeline.evaluate` for this scale." in data.notes
+    assert main_table.answer(data).splitlines()[0].endswith("(40 steps). ")
+    assert "(" not in main_table.table(data).cells().loc[0, "ETPO"]
+    fixtures.make_evaluation(other)
+    path = other / "evaluations/smoke/held_out.csv"
+    pd.read_csv(path).assign(splits=8, splits_failed=2).to_csv(path, index=False)
+    assert main_table.load("smoke").notes[-1] == (
+        "ETPO on balance-scale, seed 0: the best program fails on 2 of 10 held-out splits; its held-out score is the "
+        "mean over the others."
+    )
+    pd.read_csv(path).assign(splits=0, held_out_score=-1.0).to_csv(path, index=False)
+    assert main_table.load("smoke").scores["held_out_score"].isna().all(), "a program that never ran has no score"
+
+
+# Convergence -----------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_training_is_what_the_raw_files_say(root):
+    data = convergence.load("smoke")
+    assert (data.learners, data.levels) == (["ppo_kl", "etpo"], ["reflection"])
+    generator = rng()
+    ends = convergence.compare_ends(data, generator)
+    curves = convergence.curves(data, generator)
+    assert list(curves) == ["mean of 2 tasks", "balance-scale", "kidney-stone†"]
+    batches = [raw(root, "etpo", task, seed, "updates")["mean_reward"] for task in TASKS for seed in (0, 1)]
+    np.testing.assert_allclose(curves["mean of 2 tasks"]["etpo"].point, np.mean(batches, axis=0))
+
+    table = convergence.last_fifth(data, ends, curves, generator)
+    rows = table.numbers.set_index("method")
+    late = {m: [run["reward"].tail(8).mean() for run in every(root, m)] for m in ("reflection", "ppo_kl", "etpo")}
+    assert rows.loc["etpo", "reward_iqm"] == pytest.approx(np.mean(sorted(late["etpo"])[1:3]))
+    differences = sorted(np.subtract(late["etpo"], late["ppo_kl"]))
+    assert rows.loc["ppo_kl", "reward_difference"] == pytest.approx(np.mean(differences[1:3]))
+    std = {m: np.sqrt(np.mean(np.var(np.reshape(late[m], (2, 2)), axis=1, ddof=1))) for m in late}
+    assert rows["std_over_seeds"].to_dict() == pytest.approx(std)
+    assert rows.loc["ppo_kl", "std_ratio"] == pytest.approx(std["etpo"] / std["ppo_kl"])
+    assert np.isnan(rows.loc["etpo", "std_ratio"]) and np.isnan(rows.loc["reflection", "falls"])
+    shown = table.cells().set_index("Method")
+    assert shown.loc["Reflection", "Updates that fall"] == "–" and shown.loc["ETPO", "Updates that fall"].isdigit()
+    assert convergence.answer(data, ends).startswith("**Answer.** Mean reward over the last fifth of the budget (IQM")
+
+
+def test_the_panels_of_convergence_have_curves_and_levels(root):
+    data = convergence.load("smoke")
+    figure = convergence.figure(data, convergence.curves(data, rng()))
+    mean, first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["mean of 2 tasks", "balance-scale", "kidney-stone†"]
+    assert lines(mean) == lines(second) == ["Reflection", "PPO-KL", "ETPO"]
+    level = np.mean([raw(root, "reflection", TASKS[0], seed)["reward"].mean() for seed in (0, 1)])
+    assert first.get_lines()[0].get_ydata()[0] == pytest.approx(level)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == lines(mean)
+
+
+def test_the_end_of_training_taken_apart(other):
+    fixtures.make_results(other, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=TASKS[:1])
+    table = convergence.settled(convergence.load("smoke"), rng())
+    rows = table.numbers.set_index("method")
+    runs = [raw(other, "ppo_kl", seed=seed) for seed in (0, 1)]
+    last = [run.tail(8) for run in runs]
+    assert any((run["status"] != "ok").any() for run in last), "some fail, or the level would be the mean reward"
+    level = np.mean([run[run["status"] == "ok"]["reward"].mean() for run in last])
+    assert rows.loc["ppo_kl", "last_level"] == pytest.approx(level)
+    assert rows.loc["ppo_kl", "gap"] == pytest.approx(np.mean([run["reward"].max() for run in runs]) - level)
+    assert rows["etpo_memory_difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
+    assert table.cells().columns[-1] == "ETPO with memory - method, mean reward (IQM)"
+
+
+def test_one_seed_has_no_intervals_and_one_task_no_mean(other):
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,))
+    data = convergence.load("smoke")
+    curves = convergence.curves(data, rng())
+    table = convergence.last_fifth(data, convergence.compare_ends(data, rng()), curves, rng())
+    assert list(curves) == ["balance-scale"] and "[" not in tables.markdown(table)
+    assert "1 task, 1 seed a task: n=1, hence no interval." in table.notes
+    assert "PPO-KL: not run (not run yet)." in table.notes
+    assert len(convergence.figure(data, curves).axes) == 1
+
+
+# Ablations -------------------------------------------------------------------------------------------------------
+
+
+def test_ablations_are_compared_with_etpo(root):
+    generator = rng()
+    data = ablations.load("smoke", generator)
+    assert data.methods == ["etpo", "etpo_no_reflection", "etpo_action_level"]
+    left, right = ablations.figure(data, generator).axes
+    assert lines(left) == lines(right) == [ablations.label(method) for method in data.methods]
+    table = ablations.table(data)
+    rows = table.numbers.set_index("method")
+    late = {method: [run["reward"].tail(8).mean() for run in every(root, method)] for method in data.methods}
+    for method in data.methods[1:]:
+        expected = np.mean(sorted(np.subtract(late["etpo"], late[method]))[1:3])
+        assert rows.loc[method, "last_fifth_difference"] == pytest.approx(expected)
+    assert table.cells()["ETPO - method, best"][0] == "–" and table.caption.startswith("ETPO and its ablations on 2 ")
+    assert ablations.answer(data).startswith("**Answer.** Mean reward over the last fifth of 40 steps (IQM over runs)")
+
+
+# Style -----------------------------------------------------------------------------------------------------------
+
+
+def test_style_before_and_after_training(root):
+    data = style.load("smoke")
+    assert data.main == "etpo" and data.methods == ["ppo_kl", "etpo"]
+    rows = style.complexity_table(data).numbers.set_index(["method", "when"])
+    kept = [
+        json.loads(line)
+        for path in (root / "results/smoke/etpo").glob("*/*/samples.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    first = [row for row in kept if row["update"] == 0]
+    row = rows.loc[("etpo", "first batch")]
+    assert row["samples"] == len(first) == 16
+    assert row["ran"] == pytest.approx(np.mean([sample["status"] == "ok" for sample in first]))
+    assert row["pipeline"] == pytest.approx(np.mean(["make_pipeline(" in sample["code"] for sample in first]))
+    assert row["distinct"] == pytest.approx(len({sample["code"] for sample in first}) / 16)
+    ran = np.mean([sample["status"] == "ok" for sample in kept if sample["update"] == 4])
+    assert f"code that runs {row['ran']:.0%} → {ran:.0%}, lines " in style.answer(data)
+
+
+def test_complexity_has_a_panel_for_each_measure_and_one_for_distinct_programs(root):
+    figure = style.complexity_figure(style.load("smoke"))
+    assert [axes.get_title() for axes in figure.axes] == [*style.PANELS.values(), "distinct programs in a batch", ""]
+    hashes = [
+        [part["code_hash"].nunique() / len(part) for _, part in run.groupby("update")] for run in every(root, "etpo")
+    ]
+    drawn = figure.axes[6].get_lines()[1]
+    assert drawn.get_label() == "ETPO"
+    np.testing.assert_allclose(drawn.get_ydata(), np.mean(hashes, axis=0))
+
+
+def test_the_winning_construction_and_the_code_itself(root):
+    data = style.load("smoke")
+    figure, table = style.emergence(data)
+    assert [axes.get_title() for axes in figure.axes] == ["balance-scale", "kidney-stone†"]
+    row = table.numbers.iloc[0]
+    own = data.own[data.own["task"] == "balance-scale"]
+    assert row["construction"] == style.winning_construction(own)
+    late = own[own["update"] == 4]
+    assert row["share_last_fifth"] == pytest.approx((late["construction"] == row["construction"]).mean())
+    assert figure.axes[0].get_ylim()[0] == 0 and row["construction"] in figure.axes[0].get_xlabel()
+
+    codes = style.codes(data)
+    assert codes.numbers[["task", "when"]].to_numpy().tolist() == [
+        [task, when] for task in TASKS for when in ("before", "after")
+    ]
+    after = codes.numbers.iloc[1]
+    assert after["reward"] == late[late["seed"] == 0]["reward"].max()
+    assert style.code_listing(codes).count("```python") == 4
+    assert "**kidney-stone†, after training** (step " in style.code_listing(codes)
+
+
+def test_a_task_on_which_nothing_ran_says_so(other):
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,))
+    path = other / "results/smoke/etpo/balance-scale/seed0/samples.jsonl"
+    rows = [json.loads(line) | {"status": "timeout"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure, table = style.emergence(style.load("smoke"))
+    assert table.cells().loc[0].tolist() == ["balance-scale", "–", "–", "–", "–"]
+    assert figure.axes[0].texts[0].get_text() == "nothing ran"
+
+
+# Credit ----------------------------------------------------------------------------------------------------------
+
+
+def test_credit_by_method(root):
+    data = credit.load("smoke")
+    assert data.methods == ["ppo_kl", "etpo", "etpo_action_level"] and data.older == []
+    found = credit.by_method(data, rng())
+    rows = found.set_index(["method", "outcome", "when"]).sort_index()
+    assert len(rows) == 3 * 2 * 2
+    assert rows.loc["ppo_kl", "concentration"].dropna().to_numpy() == pytest.approx(0.1)
+    late = credit.by_run(data.samples).query("method == 'etpo' and ran and when == 'late'")
+    expected = late.groupby("task")["largest"].mean().mean()
+    assert rows.loc[("etpo", "ran", "late"), "largest"] == pytest.approx(expected)
+    assert rows.loc[("etpo", "ran", "late"), "actions"] == late["actions"].sum()
+    answer = credit.answer(data, found)
+    assert "PPO-KL 0.100" in answer and "All tokens alike would be 0.100." in answer
+    shown = credit.table(data, found).cells()
+    assert shown.loc[0, ["Method", "Actions that", "When"]].tolist() == ["PPO-KL", "failed", "early"]
+
+
+def test_no_failed_action_is_said_rather_than_averaged(root):
+    data = credit.load("smoke")
+    found = credit.by_method(data, rng())
+    none = found.assign(actions=0, concentration=np.nan)
+    assert "ETPO (no action failed)" in credit.answer(data, none)
+
+
+def test_the_figure_of_credit_has_a_row_for_each_outcome_and_time(root):
+    data = credit.load("smoke")
+    figure = credit.figure(data)
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+    assert len(titles) == 4 * 3 and titles[0].startswith("early, failed: update 1, step ")
+    assert titles[0].splitlines()[1].startswith("SyntaxError: '(' was never closed")
+    assert titles[3].startswith("late, ran: ") and "\n" not in titles[3]
+    code = "".join(text.get_text() for text in figure.axes[0].texts)
+    assert "LogisticRegression(" in code and "∎" in code
+    assert figure.texts[-1].get_text().startswith("Task: balance-scale.")
+    bars = [axes for axes in figure.axes if axes.get_xlabel() == "credit, in units of reward"]
+    assert len(bars) == 3
+
+
+def test_a_missing_action_leaves_its_place_empty(other):
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,), updates=2, batch=1)
+    figure = credit.figure(credit.load("smoke"))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert sum("none of the actions kept" in title for title in titles) == 2
+
+
+# Frontier --------------------------------------------------------------------------------------------------------
+
+
+def test_the_ends_beside_the_frontier(root):
+    data = frontier.load("smoke")
+    ends = frontier.ends(data)
+    assert ends[["task", "method"]].to_numpy().tolist() == [[t, m] for t in TASKS for m in ("ppo_kl", "etpo")]
+    row = ends.iloc[1]
+    updates = [raw(root, "etpo", seed=seed, name="updates") for seed in (0, 1)]
+    assert row["reward"] == pytest.approx(np.mean([run["mean_reward"].iloc[-1] for run in updates]))
+    assert row["kl"] == pytest.approx(0.8) and row["seeds"] == 2
+    programs = np.concatenate([raw(root, "reflection", seed=seed)["reward"] for seed in (0, 1)])
+    assert row["programs"] == len(programs) == 80
+    best = frontier.soft_optimum(programs, row["beta"])
+    assert (row["best_reward"], row["best_kl"]) == pytest.approx((best.reward, best.kl))
+    answer = frontier.answer(data, ends)
+    mean = ends[ends["method"] == "etpo"]["reward"].mean()
+    assert f"ETPO {mean:.2f} at 0.8 nats per action" in answer
+    assert frontier.table(data, ends).cells().loc[2, "Task"] == "kidney-stone†"
+
+
+def test_the_figure_of_the_frontier_has_a_path_for_each_method(root):
+    figure = frontier.figure(frontier.load("smoke"))
+    left, right = figure.axes
+    assert lines(left)[0] == "the best there is" and {"PPO-KL", "ETPO"} <= set(lines(left))
+    assert left.get_xlabel() == right.get_xlabel() == "KL per action, nats" and right.get_title() == "kidney-stone†"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the best there is", "PPO-KL", "ETPO"]
+
+
+def test_a_frontier_needs_the_untrained_model(other):
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,))
+    with pytest.raises(UserError, match="no task of scale smoke has finished runs of reflection and of a trained"):
+        frontier.load("smoke")
+
+
+# Data sets -------------------------------------------------------------------------------------------------------
+
+
+def test_data_sets_as_in_the_paper_and_as_prepared(root):
+    data = datasets.load("smoke")
+    answer = datasets.answer(data)
+    assert answer.startswith(
+        "**Answer.** Of 14 tasks, 7 have the paper's own table and 6 a declared stand-in (†) here;"
+    )
+    assert "Not prepared yet: pc1 (run `python -m pipeline.data`)." in answer
+    table = datasets.table(data)
+    shown = table.cells().set_index("Task")
+    assert len(shown) == 14 and len(table.notes) == 6 and shown.loc["pc1", "Rows"] == "–"
+    note = json.loads((root / "data/tables/diabetes.json").read_text())
+    assert shown.loc["diabetes", "Rows"] == str(note["rows"])
+    assert shown.loc["diabetes", "Rows of each class"] == "/".join(map(str, note["class_counts"]))
+    (axes,) = datasets.figure(data).axes
+    ends = {}
+    for bar in axes.patches:
+        ends[bar.get_y()] = max(ends.get(bar.get_y(), 0), bar.get_x() + bar.get_width())
+    assert sorted(ends.values()) == sorted(note["rows"] for note in data.prepared.values())
+    assert axes.get_yticklabels()[-1].get_text() == table.cells()["Task"][0]
+
+
+# Learning --------------------------------------------------------------------------------------------------------
+
+
+def test_regret_by_variant(root):
+    data = learning.load("smoke")
+    assert data.methods == ["ppo_kl", "released", "etpo"] and data.start == pytest.approx(2.3)
+    table = learning.table(data)
+    rows = table.numbers.set_index("variant")
+    assert list(rows.index) == ["ppo_kl", "released", "etpo", "released_1"]
+    expected = np.mean([2.0 / (1 + update) for update in (36, 38, 40)])
+    assert rows.loc["etpo", "regret"] == pytest.approx(expected)
+    assert table.cells()["Variant"].tolist() == ["PPO-KL", "Released code", "ETPO", "Released + policy's loss under π"]
+    assert f"ETPO {expected:.3f}" in learning.answer(data)
+    left, right = learning.figure(data).axes
+    assert lines(left) == ["PPO-KL", "Released code", "ETPO"]
+    assert lines(right) == ["as it stands", "+ policy's loss under π"]
+
+
+def test_a_variant_without_a_label_is_shown_by_its_name(other):
+    fixtures.make_regret(other)
+    path = other / "evaluations/smoke/regret.csv"
+    path.write_text(path.read_text().replace("released_1", "new_idea").replace("ppo_kl", "etpo_residual"))
+    shown = learning.table(learning.load("smoke")).cells()["Variant"].tolist()
+    assert shown == ["Released code", "ETPO", "ETPO, residual reading of Q", "new_idea"]
+
+
+def test_regrets_that_lack_are_one_line(other):
+    with pytest.raises(
+        UserError, match="no regrets of scale smoke; make them: python -m pipeline.worlds --scale smoke"
+    ):
+        learning.load("smoke")
+
+
+# Consistency and algorithm ---------------------------------------------------------------------------------------
+
+
+def test_gaps_are_tabulated_and_rounding_is_zero():
+    found = consistency.gaps(lambda longest, discount: (longest - 1) * (1 - discount) + 1e-14, (1, 3), (0.5, 1.0))
+    assert found["gap"].tolist() == pytest.approx([0.0, 0.0, 1.0, 0.0])
+    assert (found.loc[[0, 1, 3], "gap"] == 0).all()
+    table = consistency.table(found)
+    assert table.cells().to_dict("list") == {
+        "inner discount": ["0.50", "1.00"], "1 token": ["0.000", "0.000"], "3 tokens": ["1.000", "0.000"],
+    }  # fmt: skip
+    (axes,) = consistency.figure(found).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1 token", "3 tokens"]
+    drawn = [line.get_ydata().tolist() for line in axes.get_lines() if len(line.get_xdata())]
+    assert drawn == [[0.0, 0.0], [pytest.approx(1.0), 0.0]]
+    assert axes.get_legend().get_title().get_text() == "longest action"
+
+
+def test_the_steps_of_the_algorithm_name_functions_that_exist():
+    where = algorithm.steps().numbers["where"]
+    named = [name.split(".") for name in where if "." in name]
+    assert len(named) == 5
+    for module, function in named:
+        assert callable(getattr({"bellman": etpo_core.bellman, "losses": etpo_core.losses}[module], function))
+    assert len(algorithm.workflow().axes[0].patches) == 11
+
+
+# Advantages ------------------------------------------------------------------------------------------------------
+
+
+def make_gradients(root):
+    path = root / "evaluations" / "smoke" / "gradients.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [("", "", 0.2, 0.01), (0, 0.0, 0.05, 0.01), (0, 1.0, 0.3, 0.02), (64, 0.0, 0.5, 0.02), (64, 1.0, 0.4, 0.01)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(results.GRADIENT_COLUMNS)
+        writer.writerows(("breast-w", 300, *row) for row in rows)
+
+
+def test_cosines_by_number_of_actions_and_lambda(other):
+    with pytest.raises(
+        UserError, match="gradients.csv is not there; make it: python -m pipeline.gradients --scale smoke"
+    ):
+        advantages.load("smoke")
+    make_gradients(other)
+    data = advantages.load("smoke")
+    answer = advantages.answer(data)
+    assert "cosine 0.20 ± 0.01. With a value fitted to 64 other actions and λ = 0: 0.50 ± 0.02." in answer
+    assert "With λ < 1 and no value yet: at most 0.05." in answer and "- 300 actions of the untrained model" in answer
+    table = advantages.table(data)
+    assert table.cells().to_dict("list") == {
+        "actions known": ["0", "64"], "λ = 0": ["0.05", "0.50"], "λ = 1": ["0.30", "0.40"],
+    }  # fmt: skip
+    assert table.caption == "Cosine of a batch with 100 other actions; all tokens alike: 0.20."
+    (axes,) = advantages.figure(data).axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["all tokens alike", "V = 0", "V fitted to 64 actions"]
+
+
+# Perplexity ------------------------------------------------------------------------------------------------------
+
+
+def perplexities(runs):
+    rows = pd.DataFrame(
+        {
+            "model": ["base", "reference"],
+            "corpus": ["arxiv", "arxiv"],
+            "perplexity": [20.123, 10.0],
+            "stand_in": [None, "three papers"],
+        }
+    )
+    paired = pd.DataFrame(runs, columns=["method", "corpus", "seed", "change"]).assign(task="balance-scale")
+    changes = pd.DataFrame(
+        [
+            (method, corpus, len(group), 100, 20.123, 10.0, 11.0, 0.1, group["change"].min(), group["change"].max())
+            for (method, corpus), group in paired.groupby(["method", "corpus"])
+        ],
+        columns="method corpus runs tokens base before after change change_low change_high".split(),
+    )
+    return rows, paired, changes
+
+
+def test_perplexities_before_and_after(root):
+    rows, paired, changes = perplexities([("etpo", "arxiv", 0, 0.05), ("etpo", "arxiv", 1, 0.15)])
+    data = perplexity.collect("smoke", rows, paired, 3, changes)
+    title = data.titles["arxiv"]
+    assert title.endswith("†") and f"{title}: three papers." in data.notes
+    assert data.notes[-1] == "3 rows are not shown: they were measured on another text than the reference."
+    assert f"Perplexity after training against before: ETPO {title} +10.0%." in perplexity.answer(data)
+    assert perplexity.untrained(data).loc["arxiv"].tolist() == [20.12, 10.0]
+    shown = perplexity.table(data).cells()
+    assert shown.loc[0].tolist() == [
+        title, "ETPO", "2", "100", "20.12", "10.00 → 11.00", "+10.00%", "+5.00%, +15.00%",
+    ]  # fmt: skip
+    panel = next(axes for axes in perplexity.figure(data).axes if axes.get_title() == title)
+    dots, mean, zero = panel.get_lines()
+    assert dots.get_ydata() == pytest.approx([5.0, 15.0]) and dots.get_xdata() == pytest.approx([-0.125, 0.125])
+    assert mean.get_ydata() == pytest.approx([10.0, 10.0]) and list(zero.get_ydata()) == [0, 0]
+
+
+def test_perplexities_without_trained_policies(root):
+    rows, paired, changes = perplexities([])
+    data = perplexity.collect("smoke", rows, paired, 0, changes)
+    assert "not measured." in perplexity.answer(data)
+    assert data.notes[-1] == "No trained policy was measured: their weights are not on this disk."
+    assert perplexity.figure(data).axes and perplexity.table(data).cells().empty
