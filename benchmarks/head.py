@@ -1,29 +1,28 @@
-"""What the streaming head costs: beside its matrix products alone, and beside whole logits.
+"""What the streamed head costs, beside its matrix products alone and beside whole logits.
 
-Four workloads: "statistics" (KL, E_pi[Q], Q(a), log pi(a), no gradient), "policy loss" (the loss, KL and log pi(a),
-with the gradient for the hidden states), "dueling" (all of ETPO's terms, with their gradients) and "own dueling" (the
-same where the policy has the critic's weights). Each is run
+There are three workloads. "statistics" is KL[π‖ρ], and log π of the tokens with its gradient. "dueling" is everything
+that ETPO's two losses need, with the gradients. "own dueling" is the same for a policy that has the critic's weights.
+Each workload runs in four variants:
 
     products    its products with the head alone, at the block sizes of the head, into memory that is reused: the
                 policy's logits in float32, the others in the dtype of the head
-    narrow      the same, all of them in the dtype of the head
-    eager       `etpo_paper.model.head` as it is by default
-    compiled    the same after `use_compiled`, where that works
-    naive       whole float32 logits of every network, the pure functions, autograd
+    narrow      the same products, all of them in the dtype of the head
+    eager       `etpo_paper.model.head`; no part of it is compiled
+    naive       whole float32 logits of every network, the pure functions of `etpo_core`, and autograd
 
-and "critic" is an indexed dot product and its gradient, which needs no product with the vocabulary. Variants take
-turns, so that a busy machine meets them alike; "of_products" and "of_naive" are medians of the ratios of a turn.
-"cpu_of_products" and "cpu_of_narrow" compare the least CPU times, which with OMP_NUM_THREADS=1 depend least on other
-load.
-"extra_mib" is measured in a process of its own for each variant: the peak of resident memory (VmHWM, reset before)
-less what was resident before the call, or torch.cuda's peak of allocated memory. Growth: the same times over N and V
-with the slope of log time over log size, and the peak over N. Runs on a GPU if there is one.
+The variants are run in turn, so that other work on the machine slows all of them alike. "of_products" and "of_naive"
+are medians of the ratios within a turn. "cpu_of_products" and "cpu_of_narrow" compare the smallest CPU times; with
+OMP_NUM_THREADS=1 they depend least on other work. "extra_mib" is measured in a fresh process for each variant: the peak
+of resident memory (VmHWM, reset before the call) less what was resident before the call, or the peak of allocated
+memory on a GPU. A second table has the times for several N and V, with the slope of log time over log size, and the
+peak of memory for several N. The benchmark runs on a GPU if there is one.
 
     python -m benchmarks.head --csv head.csv
 """
 
 import argparse
 import csv
+import functools
 import math
 import os
 import statistics
@@ -41,19 +40,19 @@ from etpo_paper.base.machine import use_fast_matmul
 from etpo_paper.model import head
 
 WIDTH, BETA = 576, 0.1  # hidden size of SmolLM2-135M
-# Products with the head: forward, back.
-WORKLOADS = {"statistics": (2, 1), "policy loss": (3, 1), "dueling": (3, 3), "own dueling": (2, 2)}
+# How many products with the head each takes: for logits, and for gradients.
+WORKLOADS = {"statistics": (2, 1), "dueling": (3, 3), "own dueling": (2, 2)}
 VARIANTS = ("products", "narrow", "eager", "naive")
 
 
 class Case:
-    """Hidden states of policy, reference and critic, head and tokens of one size; what is run on them by name.
+    """Hidden states, head and tokens of one size, and what is measured on them.
 
     Args:
         positions: N.
         vocabulary: V.
         dtype: of the hidden states and the head.
-        device: where.
+        device: where the tensors live.
     """
 
     def __init__(self, positions: int, vocabulary: int, dtype: torch.dtype, device: str):
@@ -70,43 +69,31 @@ class Case:
         if variant in ("products", "narrow"):
             self._products(*WORKLOADS[workload], narrow=variant == "narrow")
             return
-        if workload == "critic":
-            head.logit_taken(self.critic, self.weight, self.tokens).square().sum().backward()
-        elif workload == "statistics":
-            (self._naive_statistics if variant == "naive" else self._statistics)()
-        else:
-            terms = (self._naive_terms if variant == "naive" else self._terms)(workload)
-            sum(t.sum() for t in terms if t.requires_grad).backward()
+        terms = (self._naive if variant == "naive" else self._streamed)(workload)
+        total = sum(t.sum() for t in terms if t.requires_grad)
+        assert isinstance(total, torch.Tensor)
+        total.backward()
         self.policy.grad = self.critic.grad = None
 
-    def _statistics(self) -> None:
-        critic, policy = self.critic.detach(), self.policy.detach()
-        head.statistics(policy, self.weight, reference=self.reference, q=critic, tokens=self.tokens)
-
-    def _terms(self, workload: str) -> tuple[torch.Tensor, ...]:
-        if workload == "policy loss":
-            return head.policy_terms(self.policy, self.reference, self.critic.detach(), self.weight, self.tokens)
+    def _streamed(self, workload: str) -> tuple[torch.Tensor, ...]:
+        if workload == "statistics":
+            return head.statistics(self.policy, self.weight, reference=self.reference, tokens=self.tokens)
         if workload == "own dueling":
             return head.own_dueling_terms(self.critic, self.reference, self.weight, self.tokens, BETA)
         return head.dueling_terms(self.policy, self.reference, self.critic, self.weight, self.tokens, BETA)
 
-    @torch.no_grad()
-    def _naive_statistics(self) -> None:
-        policy, reference, critic = self._logits()
-        bellman.kl_divergence(policy, reference)
-        bellman.expected_q(policy, critic)
-        critic.gather(-1, self.tokens[:, None])
-        policy.log_softmax(-1).gather(-1, self.tokens[:, None])
-
-    def _naive_terms(self, workload: str) -> list[torch.Tensor]:
+    def _naive(self, workload: str) -> list[torch.Tensor]:
+        if workload == "statistics":
+            policy, reference = ((h @ self.weight.T).float() for h in (self.policy, self.reference))
+            with torch.no_grad():
+                bellman.kl_divergence(policy, reference)
+            return [policy.log_softmax(-1).gather(-1, self.tokens[:, None])]
         policy, reference, critic = self._logits()
         if workload == "own dueling":
             policy = critic.detach()
         with torch.no_grad():
             bellman.kl_divergence(policy, reference)
             policy.log_softmax(-1).gather(-1, self.tokens[:, None])
-        if workload == "policy loss":
-            return [losses.policy_loss(policy, reference, losses.q_residual(critic.detach(), reference, BETA), BETA)]
         q = losses.q_dueling(policy.new_zeros(len(policy)), critic, reference, policy, BETA)
         terms = [q.gather(-1, self.tokens[:, None]), (policy.detach().softmax(-1) * q.square()).sum(-1)]
         return terms if workload == "own dueling" else [losses.policy_loss(policy, reference, q, BETA), *terms]
@@ -149,7 +136,7 @@ def seconds(call: Callable[[], None]) -> tuple[float, float]:
 
 
 def timed(calls: dict, rounds: int) -> dict[object, tuple[list[float], list[float]]]:
-    """Wall and CPU times of each call, taking turns, after one call of each that is not counted."""
+    """Wall and CPU times of each call, run in turn, after one call of each that is not counted."""
     for call in calls.values():
         call()
     times = {key: ([], []) for key in calls}
@@ -167,14 +154,14 @@ def resident_mib(field: str) -> float:
 
 
 def peak_here(case: Case, workload: str, variant: str) -> float:
-    """MiB that one call needs beyond what is there before it."""
+    """MiB that one call needs beyond what was in memory before it."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         case.run(workload, variant)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     small = Case(2, 64, case.weight.dtype, "cpu")
-    small.run(workload, variant)  # what the libraries allocate once is not the head's
+    small.run(workload, variant)  # so that what the libraries allocate once is not counted
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
     before = resident_mib("VmRSS")
     case.run(workload, variant)
@@ -202,28 +189,14 @@ def show(rows: list[dict]) -> None:
     print()
 
 
-def compare(arguments: argparse.Namespace, device: str, compiled: bool) -> list[dict]:
+def compare(arguments: argparse.Namespace, device: str) -> list[dict]:
     """Times, ratios and peaks of every workload and variant at one size."""
     case = Case(arguments.positions, arguments.vocabulary, getattr(torch, arguments.dtype), device)
-    fast = head._kernels  # the compiled kernels, if they are used
+    pairs = [(w, v) for w in arguments.workloads for v in VARIANTS]
+    times = timed({pair: functools.partial(case.run, *pair) for pair in pairs}, arguments.rounds)
 
-    def call(workload: str, variant: str) -> Callable[[], None]:
-        def run() -> None:
-            head._kernels = fast if variant == "compiled" else head._EAGER
-            case.run(workload, variant)
-
-        return run
-
-    variants = ("products", "narrow", "eager", "compiled", "naive") if compiled else VARIANTS
-    calls = {(w, v): call(w, v) for w in arguments.workloads for v in variants} | {
-        ("critic", "eager"): call("critic", "eager")
-    }
-    times = timed(calls, arguments.rounds)
-
-    def ratio(one: tuple[str, str], other: tuple[str, str]) -> float | str:
-        """Median of the ratios of a turn, of wall time."""
-        if other not in times:
-            return ""
+    def ratio(one: tuple[str, str], other: tuple[str, str]) -> float:
+        """Median of the ratios of wall times within a turn."""
         return round(statistics.median(a / b for a, b in zip(times[one][0], times[other][0], strict=True)), 3)
 
     rows = []
@@ -240,20 +213,17 @@ def compare(arguments: argparse.Namespace, device: str, compiled: bool) -> list[
                 "ms_min": round(min(wall) * 1000, 2),
                 "cpu_ms_min": round(min(cpu) * 1000, 2),
                 "of_products": ratio(key, products),
-                "cpu_of_products": round(min(cpu) / min(times[products][1]), 3) if products in times else "",
-                "cpu_of_narrow": round(min(cpu) / min(times[narrow][1]), 3) if narrow in times else "",
+                "cpu_of_products": round(min(cpu) / min(times[products][1]), 3),
+                "cpu_of_narrow": round(min(cpu) / min(times[narrow][1]), 3),
                 "of_naive": ratio(key, (workload, "naive")),
-                "of_policy_loss": ratio(key, ("policy loss", "eager")) if workload == "critic" else "",
-                # Compiled kernels are not compiled again for this: they need less than the eager ones.
-                "extra_mib": "" if variant == "compiled" else round(peak(workload, variant, *inputs), 1),
+                "extra_mib": round(peak(workload, variant, *inputs), 1),
             }
         )
-    head._kernels = fast
     return rows
 
 
 def growth(arguments: argparse.Namespace, device: str) -> list[dict]:
-    """Minimal times of the eager head over N and over V, and the peak over N."""
+    """The smallest times of the streamed head over N and over V, and the peak of memory over N."""
     factors, rows = (0.25, 0.5, 1, 2)[: 2 if arguments.small else 4], []
     sizes = {
         "positions": [(int(arguments.positions * f), arguments.vocabulary) for f in factors],
@@ -292,14 +262,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of states and head")
     parser.add_argument("--rounds", type=int, default=7, help="turns that are timed")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled kernels out")
     parser.add_argument("--small", action="store_true", help="sizes that take seconds, to see that it runs")
     parser.add_argument("--csv", type=Path, help="file to save the table to; the growth goes to NAME_growth.csv")
     parser.add_argument("--peak", nargs=4, metavar=("WORKLOAD", "VARIANT", "N", "V"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.small:
-        arguments.positions, arguments.vocabulary, arguments.rounds, arguments.no_compile = 8, 256, 1, True
+        arguments.positions, arguments.vocabulary, arguments.rounds = 8, 256, 1
         arguments.workloads = ["dueling"]
     with one_line_errors():
         use_fast_matmul()
@@ -308,17 +277,10 @@ def main() -> None:
             case = Case(*map(int, size), getattr(torch, arguments.dtype), device)
             print(peak_here(case, workload, variant))
             return
-        why_not = (
-            "left out"
-            if arguments.no_compile
-            else head.use_compiled(Case(1, arguments.vocabulary, getattr(torch, arguments.dtype), device).weight)
-        )
         name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-        print(f"{device}, {name}, torch {torch.__version__}, {arguments.dtype}, H = {WIDTH}")
-        print(f"compiled kernels: {f'not available here: {why_not}' if why_not else 'used'}\n")
-        table = compare(arguments, device, compiled=not why_not)
+        print(f"{device}, {name}, torch {torch.__version__}, {arguments.dtype}, H = {WIDTH}\n")
+        table = compare(arguments, device)
         show(table)
-        head.use_eager()
         grown = growth(arguments, device)
         show(grown)
         if arguments.csv:

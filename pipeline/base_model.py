@@ -2,12 +2,14 @@
 
     python -m pipeline.base_model --model smollm2
 
-writes models/smollm2-base. For `codellama` that is a card which refers to the hub name or folder that the section
-`base_model` of params.yaml gives; nothing is copied.
+writes models/smollm2-base. For `codellama` it writes a card alone, which refers to the hub name or folder that the
+section `base_model` of params.yaml names; no weights are copied.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from etpo_core.errors import one_line_errors, unknown
 from etpo_paper.base.paths import MODELS
@@ -16,7 +18,7 @@ from etpo_paper.model.loading import build_tiny, convert_smollm2, fetch_hub
 
 
 def make(model: str) -> str:
-    """Makes the base of one model.
+    """Makes the base model.
 
     Args:
         model: "tiny", "smollm2" or "codellama".
@@ -25,8 +27,8 @@ def make(model: str) -> str:
         The name of the folder in models/.
     """
     settings = read_params()["base_model"]
-    makers = {
-        "tiny": lambda folder: build_tiny(folder, seed=settings["tiny"]["seed"]),
+    makers: dict[str, Callable[[Path], Any]] = {
+        "tiny": lambda folder: make_tiny(folder, settings["tiny"]["seed"]),
         "smollm2": convert_smollm2,
         "codellama": lambda folder: fetch_hub(settings["codellama"]["source"], folder),
     }
@@ -35,6 +37,13 @@ def make(model: str) -> str:
     name = f"{model}-base"
     makers[model](MODELS / name)
     return name
+
+
+def make_tiny(folder: Path, seed: int) -> None:
+    """Makes the tiny model, whose tokenizer is trained on the corpus of the warm start."""
+    from etpo_paper.warm_start.corpus import tokenizer_texts  # here, because it imports all of scikit-learn
+
+    build_tiny(folder, tokenizer_texts(seed), seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

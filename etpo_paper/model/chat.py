@@ -1,18 +1,20 @@
 """A chat model behind an OpenAI-compatible endpoint as an agent: the baseline "Reflection (GPT-4)".
 
-The other agents continue a Python file; a chat model is asked to. `ChatAgent.generate` sends each state as a user
-message under one system message that asks for the body of `build_model` and nothing else, and `extract_body` takes
-the body out of whatever comes back: a fenced block, the whole function, wrong indentation. The endpoint and the key
-come from the environment (OPENAI_BASE_URL, OPENAI_API_KEY), so any server that speaks the protocol will do.
+The other agents continue a Python file. A chat model is asked to: `ChatAgent.generate` sends each state as a user
+message, under a system message that asks for the body of `build_model` and nothing else, and `extract_body` finds the
+body in the answer, whether it is a fenced block, a whole function or wrongly indented. Key and endpoint come from the
+environment (OPENAI_API_KEY, OPENAI_BASE_URL), so any server that speaks the protocol will do. The `openai` client
+repeats requests that failed; what it gives up on is told to the user in one line, with the server's own words.
 """
 
 import ast
+import asyncio
 import os
 import re
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import openai
 import torch
@@ -28,42 +30,45 @@ SYSTEM = (
 )
 GAP = "    # (the gap)\n"
 
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each retry of a busy or failing server
-_CONNECTION_RETRIES = 2  # a server that cannot be reached is not waited for any longer
-_LONGEST_PAUSE = 60.0
-_AT_ONCE = 8  # requests in flight
+# How often the client repeats a request when the server is busy, fails or cannot be reached. It waits 0.5, 1, 2, 4 and
+# 8 seconds, somewhat less at random, or as long as the server asks for.
+RETRIES = 5
+AT_ONCE = 8  # requests in flight
 
 
 class ChatAgent:
-    """Writes actions by asking a chat model.
+    """An agent that writes actions by asking a chat model. It cannot be trained.
 
     Args:
         model: name of the model at the endpoint.
-        base_url: of the endpoint; None takes OPENAI_BASE_URL, or OpenAI's own.
-        api_key: None takes OPENAI_API_KEY.
+        base_url: address of the endpoint; None for OPENAI_BASE_URL, or else OpenAI's own.
+        api_key: None for OPENAI_API_KEY.
 
     Attributes:
-        prompt_tokens: tokens sent so far, as the server counted them (0 if it does not say).
-        completion_tokens: tokens received so far.
-        action_tokens: tokens of each answer of the last `generate`, in order.
+        prompt_tokens: tokens sent so far, as the server counts them; 0 if it does not.
+        completion_tokens: tokens received so far, likewise.
+        action_tokens: tokens of each answer of the last `generate`, in order, likewise.
 
     Raises:
-        UserError: when there is no key.
+        UserError: there is no key, or the address is not one of a web server.
     """
 
     def __init__(self, model: str = "gpt-4", base_url: str | None = None, api_key: str | None = None):
-        """Prepares the client; nothing is sent yet."""
+        """Checks key and address; nothing is sent yet."""
         self.model = model
-        api_key = api_key or os.environ.get("OPENAI_API_KEY")
-        if not api_key:
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        if not key:
             raise UserError(f"no key for the chat model {model}: set OPENAI_API_KEY (and OPENAI_BASE_URL)")
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        self._key = key
+        self._base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         try:
-            # Retries are ours: the client would wait for an unreachable server as long as for a busy one.
-            timeout = openai.Timeout(120.0, connect=10.0)
-            self._client = openai.OpenAI(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout)
+            address = str(self._client().base_url)
+            if re.match(r"https?://[^/]", address) is None:
+                raise ValueError("expected http:// or https:// and a host")
         except (openai.OpenAIError, ValueError) as error:
-            raise UserError(f"the chat endpoint is no address ({_line(error)}); check OPENAI_BASE_URL") from None
+            line = " ".join(str(error).split())
+            raise UserError(f"the address of the chat endpoint is wrong ({line}); check OPENAI_BASE_URL") from None
+        self.endpoint = re.sub(r"//[^/@]*@", "//", address).rstrip("/")  # without a password
         self._limit = "max_tokens"
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -74,10 +79,8 @@ class ChatAgent:
         """The agent that the environment describes, or None without a key."""
         return cls(model) if os.environ.get("OPENAI_API_KEY") else None
 
-    @property
-    def endpoint(self) -> str:
-        """Address of the server, without any password in it."""
-        return re.sub(r"//[^/@]*@", "//", str(self._client.base_url)).rstrip("/")
+    def _client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(api_key=self._key, base_url=self._base_url, max_retries=RETRIES)
 
     def generate(
         self,
@@ -87,53 +90,74 @@ class ChatAgent:
         seed: int = 0,
         ended: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Asks for one action a prompt.
+        """Asks for one action for each prompt.
 
         Args:
             prompts: states.
             temperature: of the server's sampling.
-            max_new_tokens: longest answer in tokens.
-            seed: sent along as seed, seed + 1, ...; servers that know it repeat themselves, if not exactly.
-            ended: called in this thread with each body, in order, as soon as it and those before it are there.
+            max_new_tokens: length limit of an answer, in tokens.
+            seed: the requests carry the seeds seed, seed + 1, ...; with the same seed, a server that supports seeds
+                mostly gives the same answer.
+            ended: called with each body, in the order of the prompts, as soon as it and those before it are there.
 
         Returns:
             Bodies of `build_model`, indented by four spaces, in the order of the prompts; "" for an empty answer.
 
         Raises:
-            UserError: when the server cannot be reached, refuses, or does not speak the protocol.
+            UserError: the server cannot be reached, refuses, or does not speak the protocol.
         """
+        bodies: list[str] = []
+        self.action_tokens = []
 
-        def ask(indexed: tuple[int, Prompt]) -> tuple[str, int, int]:
-            index, prompt = indexed
-            return self._ask(prompt, temperature, max_new_tokens, seed + index)
+        async def ask_all() -> None:
+            slots = asyncio.Semaphore(AT_ONCE)
 
-        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            answers, bodies = [], []
-            for answer in pool.map(ask, enumerate(prompts)):
-                answers.append(answer)
-                bodies.append(extract_body(answer[0]))
-                if ended is not None:
-                    ended(bodies[-1])
-        self.prompt_tokens += sum(sent for _, sent, _ in answers)
-        self.completion_tokens += sum(received for _, _, received in answers)
-        self.action_tokens = [received for _, _, received in answers]
+            async def ask(prompt: Prompt, seed: int) -> tuple[str, int, int]:
+                async with slots:
+                    return await self._ask(client, prompt, temperature, max_new_tokens, seed)
+
+            async with self._client() as client:
+                asked = [asyncio.create_task(ask(prompt, seed + i)) for i, prompt in enumerate(prompts)]
+                try:
+                    for task in asked:
+                        text, sent, received = await task
+                        self.prompt_tokens += sent
+                        self.completion_tokens += received
+                        self.action_tokens.append(received)
+                        bodies.append(extract_body(text))
+                        if ended is not None:
+                            ended(bodies[-1])
+                finally:  # after an error or Ctrl-C no answer is waited for
+                    for task in asked:
+                        task.cancel()
+                    await asyncio.gather(*asked, return_exceptions=True)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(ask_all())
+        else:  # a notebook has a loop of its own, in which no other can run
+            with ThreadPoolExecutor(1) as other:
+                other.submit(asyncio.run, ask_all()).result()
         return bodies
 
-    @property
-    def card(self) -> dict:
-        """What the run card says of the model: a name at an endpoint has no weights to identify it by."""
-        return {"name": self.model, "source": self.endpoint, "stand_in": None, "sha256": None}
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """No token ids: those of a model behind an endpoint are not known."""
+        return ()
 
-    def get_state(self) -> dict:
-        """A model behind an endpoint has none."""
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """No text for any token, see `encode`."""
+        return ["" for _ in tokens]
+
+    def refresh(self) -> None:
+        """Does nothing, because the model does not change."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: the model is stored behind its endpoint."""
         return {}
 
-    def set_state(self, state: dict) -> None:
-        """See `get_state`."""
-
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """A model behind an endpoint has no token ids."""
-        return ()
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing, see `get_state`."""
 
     def act(
         self,
@@ -145,42 +169,38 @@ class ChatAgent:
         top_k: int,
         ended: Callable[[str], None] | None = None,
     ) -> list[Action]:
-        """One `Action` for each state; `top_k` is not part of the protocol and is not sent.
+        """One `Action` for each state, see `generate`.
 
-        `generator` gives the seed of the requests, a new one each time, so that a resumed run goes on asking anew.
+        The protocol has no `top_k`, so it is not sent. The seed of the requests is drawn from `generator`, whose state
+        is part of a checkpoint, so a resumed run does not ask for the answers that it already has.
         """
         seed = int(torch.randint(2**31, (), generator=generator))
         bodies = self.generate(prompts, temperature, max_new_tokens, seed, ended)
         return [Action(body, count) for body, count in zip(bodies, self.action_tokens, strict=True)]
 
-    def _ask(self, prompt: Prompt, temperature: float, max_new_tokens: int, seed: int) -> tuple[str, int, int]:
-        """(answer, tokens sent, tokens received)."""
-        failures = 0
-        while True:
-            limit = self._limit  # another thread may learn the other name meanwhile
-            try:
-                answer = self._client.chat.completions.create(
-                    model=self.model,
-                    messages=[
-                        {"role": "system", "content": SYSTEM},
-                        {"role": "user", "content": prompt.prefix + GAP + prompt.suffix},
-                    ],
-                    temperature=temperature,
-                    seed=seed,
-                    **{limit: max_new_tokens},
-                )
-                break
-            except openai.APIError as error:
-                if getattr(error, "param", None) == limit == "max_tokens":
-                    self._limit = "max_completion_tokens"  # what newer models call the same thing
-                    continue
-                failures += 1
-                pause = self._pause(error, failures)
-                if pause is None:
-                    raise self._refusal(error) from None
-                time.sleep(pause)
-            except ValueError as error:  # a body that is no JSON
-                raise self._refusal(error) from None
+    async def _ask(
+        self, client: openai.AsyncOpenAI, prompt: Prompt, temperature: float, max_new_tokens: int, seed: int
+    ) -> tuple[str, int, int]:
+        """The text of the answer, and how many tokens were sent and received."""
+        limit = self._limit  # another request may learn the newer name meanwhile
+        try:
+            answer = await client.chat.completions.create(
+                model=self.model,
+                messages=[
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": prompt.prefix + GAP + prompt.suffix},
+                ],
+                temperature=temperature,
+                seed=seed,
+                extra_body={limit: max_new_tokens},
+            )
+        except openai.APIError as error:
+            if limit == "max_tokens" and (error.param == limit or "max_completion_tokens" in error.message):
+                self._limit = "max_completion_tokens"  # newer models call it so
+                return await self._ask(client, prompt, temperature, max_new_tokens, seed)
+            raise self._refusal(error) from None
+        except ValueError:  # a body that is no JSON
+            raise self._refusal(None) from None
         try:
             text, usage = answer.choices[0].message.content, answer.usage
             sent = int(usage.prompt_tokens or 0) if usage else 0
@@ -188,44 +208,40 @@ class ChatAgent:
             if not isinstance(text, str | None):
                 raise TypeError
         except (AttributeError, IndexError, TypeError, ValueError):
-            raise self._refusal(None) from None
+            raise self._refusal(getattr(answer, "error", None)) from None
         return text or "", sent, received
 
-    @staticmethod
-    def _pause(error: openai.APIError, failures: int) -> float | None:
-        """Seconds to wait before the next try, or None when there is no point in one."""
-        if isinstance(error, openai.APIConnectionError):
-            return _PAUSES[failures - 1] if failures <= _CONNECTION_RETRIES else None
-        busy = isinstance(error, openai.APIStatusError) and (
-            error.status_code in (408, 409, 429) or error.status_code >= 500
-        )
-        if not busy or failures > len(_PAUSES) or getattr(error, "code", None) == "insufficient_quota":
-            return None
-        try:
-            return min(max(float(error.response.headers["retry-after"]), 0.0), _LONGEST_PAUSE)
-        except (KeyError, ValueError):
-            return _PAUSES[failures - 1]
-
-    def _refusal(self, error: Exception | None) -> UserError:
+    def _refusal(self, error: Any) -> UserError:
+        """What the user is told of an error of the client, of an `error` in an answer, or of an answer that is none."""
         where = f"chat endpoint {self.endpoint}"
+        if isinstance(error, openai.APITimeoutError):
+            return UserError(f"{where} does not answer in time; check OPENAI_BASE_URL or try again later")
+        if isinstance(error, openai.APIConnectionError):
+            return UserError(f"{where} cannot be reached; check OPENAI_BASE_URL and the network")
+        words = _words(getattr(error, "body", error))
+        words = re.sub(rf"(?<!\w){re.escape(self._key)}(?!\w)", "***", words)[:200]
         match error:
-            case openai.APITimeoutError():
-                return UserError(f"{where} does not answer in time; check OPENAI_BASE_URL or try again later")
-            case openai.APIConnectionError():
-                return UserError(f"{where} cannot be reached; check OPENAI_BASE_URL and the network")
             case openai.AuthenticationError() | openai.PermissionDeniedError():
-                return UserError(f"{where} refuses the key ({error.status_code}); check OPENAI_API_KEY")
+                return UserError(f"{where} refuses the key ({error.status_code}: {words}); check OPENAI_API_KEY")
             case openai.NotFoundError():
-                return UserError(f"{where} has no model {self.model} (404); check the name and OPENAI_BASE_URL")
+                return UserError(
+                    f"{where} has no model {self.model} (404: {words}); check the name and OPENAI_BASE_URL"
+                )
             case openai.RateLimitError():
-                return UserError(f"{where} takes no more requests (429: {_line(error)}); try again later")
+                return UserError(f"{where} takes no more requests (429: {words}); try again later")
             case openai.APIStatusError():
-                return UserError(f"{where} answers {error.status_code} ({_line(error)}); see that server's log")
+                return UserError(f"{where} answers {error.status_code} ({words}); see that server's log")
+            case dict() | str():
+                return UserError(f"{where} answers with an error ({words}); see that server's log")
         return UserError(f"{where} answers with something else than a chat completion; check OPENAI_BASE_URL")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "message", error)).split())[:160]
+def _words(said: Any) -> str:
+    """The message in the body of an error, on one line. Servers wrap it in different ways."""
+    match said:
+        case {"message": inner} | {"error": inner} | {"detail": inner} | [inner, *_] if inner:
+            return _words(inner)
+    return " ".join(str(said or "no message").split())
 
 
 # From an answer to a body ------------------------------------------------------------------------------------------
@@ -238,9 +254,9 @@ _SIGNATURE = re.compile(r"^([ \t]*)def build_model\b.*?:[ \t]*(?:#[^\n]*)?$", re
 def extract_body(answer: str) -> str:
     """The body of `build_model` in a chat model's answer, indented by four spaces.
 
-    Handles fenced blocks (the one that holds the function, or else the longest), a whole file or function (what
-    stands above the function moves into the body, what stands below is dropped), tabs, and any indentation. What is
-    no Python stays as it is: the environment then reports the error, and the model may reflect on it.
+    Of several fenced blocks, the one with the function is taken, or else the longest. Of a whole file, everything above
+    the function moves into the body and everything below it is dropped. Tabs and any indentation are accepted. Text
+    that is no Python is returned as it is: the environment reports the error, and the model may reflect on it.
 
     Args:
         answer: the text of the answer.
@@ -260,21 +276,21 @@ def extract_body(answer: str) -> str:
 
 
 def _function_body(text: str) -> str:
-    """What `build_model` does, for a text that defines it; the text itself if it is no Python at all."""
+    """The body of `build_model` in a text that defines it, docstring and signature removed."""
     try:
         module = ast.parse(text)
-        function = next(node for node in module.body if getattr(node, "name", None) == "build_model")
+        function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "build_model")
     except (SyntaxError, ValueError, StopIteration):
-        # Cut short or broken: the lines below the signature, as long as they are indented deeper.
+        # The text is incomplete or broken. The body is then the lines below the signature that are indented deeper.
         signature = _SIGNATURE.search(text)
         if signature is None:
             return text
-        above, depth = text[: signature.start()], len(signature.group(1))
+        before, depth = text[: signature.start()], len(signature.group(1))
         lines = text[signature.end() :].strip("\n").split("\n")
         end = next(
             (i for i, line in enumerate(lines) if line.strip() and len(line) - len(line.lstrip()) <= depth), len(lines)
         )
-        imports = [line for line in above.split("\n") if re.match(r"(?:import|from) ", line)]
+        imports = [line for line in before.split("\n") if re.match(r"(?:import|from) ", line)]
         return "\n".join([*imports, _dedent("\n".join(lines[:end]))])
     lines = text.split("\n")
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
@@ -296,14 +312,14 @@ def _first_line(node: ast.stmt) -> int:
 
 
 def _without_return(text: str) -> str:
-    """Drops a closing `return model`, which the environment adds itself."""
+    """The text without a final `return model`, which the environment adds itself."""
     return re.sub(r"\n*^return[ \t]+model[ \t]*(?:#[^\n]*)?\s*\Z", "", text, flags=re.MULTILINE)
 
 
 def _dedent(text: str) -> str:
-    """The text with its outermost lines in column 0, also when only its first line has lost its indentation.
+    """The text with its outermost lines in column 0, even if only its first line lacks the indentation.
 
-    A model that continues behind four spaces of the prompt leaves them out in its first line and only there.
+    A model that continues behind the four spaces of the prompt leaves them out in its first line and nowhere else.
     """
     lines = [line.rstrip() if not line.strip() else line for line in text.strip("\n").split("\n")]
     plain = textwrap.dedent("\n".join(lines))

@@ -1,24 +1,23 @@
-"""Sampling actions: an incremental decoder for Llama-shaped models, and exact sampling from it.
+"""Sampling actions: a fast decoder for Llama-shaped models, and exact sampling from any decoder.
 
-To write the next token of every sequence, a decoder reads all weights of the model once, and what attention has
-seen so far. `LlamaDecoder` keeps its own copy of the weights for this, with the policy's adapter merged in, in the
-layout that the machine multiplies fastest; the trainer's model stays untouched. Keys and values are held in two
-parts: those of the prompts, once for all sequences that share a prompt, and those of the tokens written since,
-which have a column a token in every sequence - so prompts of different lengths cost no padding there.
-`TransformersDecoder` does the same through the model's own key-value cache, for every other architecture and as the
-reference in tests.
+To write the next token of every sequence, a decoder reads all weights of the model once, and the keys and values of
+all tokens before it. `LlamaDecoder` keeps its own copy of the weights for this, with the policy's adapter merged in, in
+the layout that the machine multiplies fastest; the model that is trained stays as it is. Its cache has two parts. The
+keys and values of a prompt are held once for all sequences that share the prompt. Those of the tokens written since
+take one column a token in each sequence, so prompts of different lengths need no padding there. `TransformersDecoder`
+uses the model's own key-value cache. It serves every other architecture, and is the reference in tests.
 
-`sample` writes a batch of actions with either. It draws tokens by inverting the cumulative distribution with one
-uniform number a token, returns the log-probability of each token under the very distribution that it was drawn from,
-and drops sequences that have ended from the batch. `LlamaDecoder` takes several tokens of a sequence at once, so that
-guesses (`drafts`) can be checked: where the token drawn is the one guessed, the next is drawn from the same pass.
+`sample` writes a batch of actions with either decoder. It draws each token by inverting the cumulative distribution at
+one uniform number, returns the token's log-probability under the very distribution that it was drawn from, and drops
+sequences that have ended from the batch. `LlamaDecoder` accepts several tokens of a sequence at once, so that guesses
+(`drafts`) can be checked: where the token drawn equals the guess, the next token is drawn from the same pass.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +27,16 @@ from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
 
-# Rows that a packed weight is laid out for. The layout for 16 is within 5 % of the best one from 1 to 512 rows.
+# Packed weights are laid out for products with so many rows; from 1 to 512 rows this is within 5 % of the best layout.
 _PACKED_FOR = 16
-# Columns by which the cache of the tokens written grows.
+# The cache of the tokens written grows by so many columns at a time.
 _COLUMNS = 16
-# Elements of keys up to which the attention of one step is left to a single thread: about what it reads while
-# another one is woken.
+# If one step's attention reads at most so many keys, a single thread does it: waking another one would take as long.
 _SERIAL = 2**21
-# Elements of a layer's prompt keys up to which a CPU attends in float32: small products start faster in it, large ones
-# take longer.
+# Up to so many key elements of the prompts in a layer, a CPU computes attention in float32, whose small products start
+# faster. Larger products are faster in the dtype of the weights.
 _EXACT = 2**17
-# Tokens that `draw` adds up before it looks closer.
+# `draw` finds a block of so many tokens first, then the token within it.
 _BLOCK = 256
 
 
@@ -48,8 +46,8 @@ class Sampled:
 
     Attributes:
         tokens: token ids, the end token included when the model produced it.
-        log_probs: log-probability of each token under the distribution it was drawn from.
-        finished: whether it ended with the end token (False: cut off at the length limit).
+        log_probs: log-probability of each token under the distribution that it was drawn from.
+        finished: True if it ended with the end token, False if it reached the length limit.
     """
 
     tokens: tuple[int, ...]
@@ -61,7 +59,7 @@ class Decoder(Protocol):
     """Incremental decoding of a batch of sequences of different lengths.
 
     Attributes:
-        takes_back: whether a sequence can be given several tokens at once, and the last ones be taken back.
+        takes_back: whether `step` accepts several tokens of a sequence, and `take_back` can remove the last ones.
     """
 
     takes_back: bool
@@ -70,21 +68,30 @@ class Decoder(Protocol):
         """Reads the prompts and returns next-token logits [batch, vocabulary]."""
 
     def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Appends tokens to each sequence, to some perhaps none, and returns the logits behind each of them.
+        """Appends tokens to the sequences, to some of them perhaps none.
 
         Returns:
-            [tokens of all sequences, vocabulary], those of the first sequence first.
+            [appended tokens, vocabulary] the logits behind each appended token, those of the first sequence first.
         """
 
     def take_back(self, counts: Sequence[int]) -> None:
-        """Takes the last tokens of each sequence back, as if they had not been appended."""
+        """Removes the last tokens of each sequence, so many of each, as if they had never been appended."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all sequences but those at `rows`."""
 
 
 def _shaped(logits: Tensor, temperature: float, top_k: int) -> Tensor:
-    """The logits [batch, vocabulary] in float32 whose softmax is sampled; -inf where a token cannot be drawn."""
+    """The logits whose softmax is sampled: divided by the temperature, and cut to the `top_k` likeliest tokens.
+
+    Args:
+        logits: [batch, vocabulary], any floating dtype.
+        temperature: > 0.
+        top_k: number of tokens kept, 0 for all. Tokens as likely as the last one kept are kept as well.
+
+    Returns:
+        [batch, vocabulary] in float32; -inf for a token that cannot be drawn.
+    """
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -94,32 +101,18 @@ def _shaped(logits: Tensor, temperature: float, top_k: int) -> Tensor:
     return logits
 
 
-def next_token_distribution(logits: Tensor, temperature: float, top_k: int) -> Tensor:
-    """The sampling distribution: softmax of logits / temperature over the `top_k` likeliest tokens (0: all).
-
-    Args:
-        logits: [batch, vocabulary], any float dtype; computed in float32.
-        temperature: > 0.
-        top_k: number of tokens kept, 0 keeps all; tokens as likely as the last one kept are kept as well.
-
-    Returns:
-        log-probabilities [batch, vocabulary] in float32; -inf where a token cannot be drawn.
-    """
-    return _shaped(logits, temperature, top_k).log_softmax(-1)
-
-
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative sum of weights passes the share `uniform` of the whole, and how far into that entry.
+    """The entry in which the cumulative sum of the weights reaches a given share of their total.
 
     Args:
-        weights: [batch, n] in float64, not negative and not all 0.
-        uniform: [batch] in [0, 1), float64.
+        weights: [batch, n] in float64, at least 0 and not all 0.
+        uniform: [batch] the share, in [0, 1), float64.
 
     Returns:
-        Indices [batch, 1] of entries that are not 0, and the share of the entry that lies below [batch], in [0, 1).
+        Indices [batch, 1] of entries above 0, and which part of the entry lies below that point [batch], in [0, 1).
     """
     cumulative = weights.cumsum(-1)
-    # A number below 1 times the total is below the total, however it is rounded: such an entry exists.
+    # A number below 1 times the total stays below the total after rounding, so there is such an entry.
     point = (uniform * cumulative[:, -1]).unsqueeze(-1)
     index = torch.searchsorted(cumulative, point, right=True)
     weight = weights.gather(-1, index)
@@ -128,10 +121,10 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Inverts the cumulative distribution, in float64: first over blocks of tokens, then within one.
+    """Draws a token for each row by inverting the cumulative distribution in float64.
 
     Args:
-        probabilities: [batch, vocabulary] in float32; 0 marks tokens that cannot be drawn.
+        probabilities: [batch, vocabulary] in float32; 0 for a token that cannot be drawn.
         uniform: [batch] in [0, 1), float64.
 
     Returns:
@@ -146,28 +139,29 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 class _Uniform:
-    """The uniform numbers of a batch of `count` rows: one for each token of each, whenever it is drawn.
+    """The uniform numbers of a batch of `count` rows: one for each token of each row.
 
-    They are drawn for every row and every step of the longest action, so that an action depends on the generator's
-    state and on its row only, not on when the other rows end or how well they were guessed. Where several processes
-    share the work, these are numbers for the rows of all of them, as one process would draw them.
+    A number is drawn for every row in every step of the longest action. An action therefore depends on the generator's
+    state and on its own row alone, not on when other rows end or how well their tokens were guessed. Where several
+    processes share a batch, each draws the numbers for the rows of all of them and uses its own.
     """
 
     def __init__(self, generator: torch.Generator, count: int):
-        self.generator, self.count = generator, count
-        self.numbers: list[Tensor] = []  # of each step, for the own rows
-        self.states = [generator.get_state()]  # of the generator after so many steps
+        self.generator, self.count = generator, count * distributed.size()
+        self.share = list(distributed.share(range(self.count)))
+        self.numbers: list[Tensor] = []  # of each step, for the rows of this process
+        self.states = [generator.get_state()]  # of the generator after each number of steps
 
     def at(self, steps: Sequence[int], rows: Sequence[int]) -> Tensor:
-        """The numbers [n] in [0, 1) of n pairs of a step and a row, in float64."""
+        """The numbers [n] in [0, 1), in float64, of n pairs of a step and a row."""
         while len(self.numbers) <= max(steps):
-            numbers = torch.rand(self.count * distributed.size(), generator=self.generator, dtype=torch.float64)
-            self.numbers.append(distributed.share(numbers))
+            numbers = torch.rand(self.count, generator=self.generator, dtype=torch.float64)
+            self.numbers.append(numbers[self.share])
             self.states.append(self.generator.get_state())
         return torch.stack(self.numbers)[list(steps), list(rows)]
 
     def end(self, steps: int) -> None:
-        """Leaves the generator as if numbers had been drawn for so many steps only."""
+        """Puts the generator into the state after so many steps."""
         self.generator.set_state(self.states[steps])
 
 
@@ -188,23 +182,27 @@ def sample(
     Args:
         decoder: reads the prompts and yields logits.
         prompts: token ids of each prompt, of any lengths.
-        end_token: id that ends an action.
-        max_new_tokens: length at which an action is cut off.
-        generator: CPU generator of the uniform numbers, one a token.
+        end_token: the token id that ends an action.
+        max_new_tokens: length limit of an action.
+        generator: CPU generator of the uniform numbers.
         temperature: of sampling, > 0.
-        top_k: sample among the k likeliest tokens, 0 = all.
-        ended: called with the number of a prompt and its action as soon as that is complete.
-        drafts: guesses tokens, which changes nothing but the time; None for one token a pass, as with decoders that
-            cannot take a guess back.
+        top_k: samples among the k likeliest tokens; 0 for all.
+        ended: called with the number of a prompt and its action as soon as that action is complete.
+        drafts: guesses tokens, which saves time and changes no token; None for one token in each pass. Not used with a
+            decoder that cannot take tokens back.
+
+    Returns:
+        The actions, in the order of the prompts.
     """
     drafts = drafts if decoder.takes_back else None
     actions = [_Writing() for _ in prompts]
     uniform = _Uniform(generator, len(prompts))
-    rows = list(range(len(prompts)))  # of `prompts`, in the decoder's batch
-    guesses: list[list[int] | None] = [[] for _ in rows]  # that the logits are behind; None for a row that has ended
+    rows = list(range(len(prompts)))  # which prompt each row of the decoder's batch belongs to
+    # The guess whose logits were just computed, for each row; None for a row that has ended.
+    guesses: list[list[int] | None] = [[] for _ in rows]
     logits = decoder.prefill(prompts)
     while True:
-        # A line of logits for what follows the last token drawn, and one behind each token of a guess.
+        # One line of logits behind the last token drawn, and one behind each token of the guess.
         lines = [
             (row, len(actions[row].tokens) + i)
             for row, guess in zip(rows, guesses, strict=True)
@@ -237,7 +235,7 @@ def sample(
             break
         if any(unused):
             decoder.take_back(unused)
-        # A step costs little less for a few rows less: rows are dropped once a quarter of them has ended.
+        # A step with slightly fewer rows takes about as long, so rows are dropped once a quarter of them has ended.
         if 4 * len(running) <= 3 * len(rows):
             decoder.keep(running)
             rows = [rows[i] for i in running]
@@ -253,13 +251,13 @@ def sample(
 class _Writing:
     """An action while it is being written."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
         self.finished, self.running = False, True
 
     def append(self, token: int, log_prob: float, last: bool) -> None:
-        """Adds a token."""
+        """Adds a token; `last` says whether it is the end token."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.finished = last
@@ -270,14 +268,18 @@ class _Writing:
 
 
 def _guess(drafts: Drafts | None, action: _Writing, max_new_tokens: int) -> list[int]:
-    """Tokens that may follow; after the last of them there is at least one more to draw."""
+    """A guess of the next tokens, short enough that at least one more token is drawn behind it."""
     return [] if drafts is None else drafts.guess(action.tokens, max_new_tokens - len(action.tokens) - 1)
 
 
 class TransformersDecoder:
-    """Decoding through a transformers model's own cache; any causal architecture."""
+    """Decoding with a transformers model's own cache, for any causal architecture."""
 
     takes_back = False
+    # What `prefill` leaves and `step` moves on: the mask [batch, seen], the last position [batch, 1], and the cache.
+    mask: Tensor
+    position: Tensor
+    cache: Any
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -287,7 +289,7 @@ class TransformersDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Decoder.prefill`; prompts are padded on the left."""
         longest = max(map(len, prompts))
-        # Padding is told by position, never by token value: any id may stand there.
+        # The mask says what is padding, so any token id may stand there.
         ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=self.device)
         padding = torch.tensor([longest - len(p) for p in prompts], device=self.device)
         positions = torch.arange(longest, device=self.device) - padding[:, None]
@@ -304,7 +306,7 @@ class TransformersDecoder:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """See `Decoder.step`: at most one token a sequence; what follows a sequence that was given none is lost."""
+        """See `Decoder.step`: at most one token of each sequence; a sequence without one cannot be continued."""
         self.mask = F.pad(self.mask, (0, 1), value=1)
         self.position = self.position + 1
         given = [len(t) > 0 for t in tokens]
@@ -320,7 +322,7 @@ class TransformersDecoder:
 
     def take_back(self, counts: Sequence[int]) -> None:
         """See `Decoder.take_back`."""
-        raise NotImplementedError("a transformers cache cannot take back other numbers of tokens of each sequence")
+        raise NotImplementedError("a transformers cache cannot remove a different number of tokens from each sequence")
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -331,18 +333,18 @@ class TransformersDecoder:
 
 
 def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function x -> x W^T, with W in the layout that the machine multiplies fastest."""
+    """The function x -> x Wᵀ, with W in the layout that the machine multiplies fastest."""
     packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if not packs or weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return lambda x: F.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-    linear = torch.ops.mkldnn._linear_pointwise.default  # named here, it need not be looked up in every call
+    linear = torch.ops.mkldnn._linear_pointwise.default  # looked up here, once, and not in every call
     return lambda x: linear(x, packed, None, "none", [], "")
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Runs what is inside on `count` threads."""
+    """Runs the body of a `with` statement on `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -352,21 +354,32 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; at least the last token of each prompt is left out.
+    """How many tokens all prompts begin with, the last token of each prompt not counted.
 
-    (The state behind a prompt's last token is the one that the first action token is drawn from.)
+    The last token is left out because the first token of an action is drawn from the state behind it.
     """
-    # What the first and the last in order share is shared by all between them.
-    first, last = min(prompts), max(prompts)
+    # Whatever the first and the last prompt in sorted order share, all prompts between them share as well.
+    first, last = min(prompts, key=tuple), max(prompts, key=tuple)
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-class LlamaDecoder:
-    """A bare decoder for models of the Llama architecture (`llama.fits`), with its own merged copy of the weights.
+class _Layer(NamedTuple):
+    """A layer of the decoder: the products of `llama.Layer` as functions, and its norms times sqrt(H)."""
 
-    Keys and values of the tokens written lie one column a token for each sequence; a token that is taken back leaves
-    its column to the next one.
+    norm_1: Tensor
+    qkv: Callable[[Tensor], Tensor]
+    out: Callable[[Tensor], Tensor]
+    norm_2: Tensor
+    gate_up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor], Tensor]
+
+
+class LlamaDecoder:
+    """A fast decoder for models of the Llama architecture (`llama.fits`), with its own merged copy of the weights.
+
+    In the cache of the tokens written, each token of a sequence has a column. The column of a token that was taken back
+    is used again by the next one.
 
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
@@ -379,7 +392,7 @@ class LlamaDecoder:
     def __init__(self, model: nn.Module, dtype: torch.dtype, adapter: str | None = None):
         causal = llama.causal_model(model)
         self.model, self.body, self.dtype, self.shape = model, causal.model, dtype, llama.shape(model)
-        self.device = causal.lm_head.weight.device
+        self.device: torch.device = causal.lm_head.weight.device
         self.head = _product(causal.lm_head.weight.detach().to(dtype))
         # x / sqrt(mean(x^2) + epsilon) = sqrt(H) x / sqrt(|x|^2 + H epsilon): the norm in fewer operations.
         size = causal.config.hidden_size
@@ -388,12 +401,19 @@ class LlamaDecoder:
         self.load(adapter)
 
     def load(self, adapter: str | None) -> None:
-        """Copies the weights again, with LoRA adapter `adapter` merged in (None: the frozen base)."""
-        self.layers = []  # the old copy goes before the new one comes
+        """Copies the weights again, with a LoRA adapter merged in; None for the frozen base."""
+        self.layers: list[_Layer] = []  # drops the old copy before the new one is made
         for layer in llama.layers(self.model, self.dtype, adapter):
-            products = {name: _product(getattr(layer, name)) for name in ("qkv", "out", "gate_up", "down")}
-            norms = {name: getattr(layer, name) * self.root for name in ("norm_1", "norm_2")}
-            self.layers.append(layer._replace(**products, **norms))
+            self.layers.append(
+                _Layer(
+                    norm_1=layer.norm_1 * self.root,
+                    qkv=_product(layer.qkv),
+                    out=_product(layer.out),
+                    norm_2=layer.norm_2 * self.root,
+                    gate_up=_product(layer.gate_up),
+                    down=_product(layer.down),
+                )
+            )
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Root-mean-square norm of rows [n, H], computed in float32; `weight` is scaled by sqrt(H)."""
@@ -406,13 +426,13 @@ class LlamaDecoder:
         Args:
             ids: token ids [T].
             positions: of each token in its sequence [T].
-            attention: takes the number of a layer and its heads [T, heads + 2 kv_heads, width] - queries, scaled, keys
-                and values, in `cache_dtype` - and returns what each token gathered [T, heads * width].
+            attention: takes the number of a layer and its heads [T, heads + 2 kv_heads, width] in `cache_dtype`: scaled
+                queries, keys and values. Returns the output of attention for each token [T, heads * width].
         """
         x, half = self.body.embed_tokens(ids).float(), self.shape.width // 2
         cos, sin = (t[0].unsqueeze(1) for t in self.body.rotary_emb(x, positions[None]))
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        # Rotating queries and keys and scaling the queries are one operation; it leaves the values as they are.
+        # One multiplication rotates queries and keys, scales the queries and leaves the values as they are.
         heads = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
         factors = zip(heads, (self.shape.width**-0.5, 1.0, 0.0), strict=True)
         turns = [(cos * f if f else torch.ones_like(cos), sin * f, n) for n, f in factors]
@@ -434,43 +454,47 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """See `Decoder.prefill`; equal prompts are read once, and so is what all prompts begin with."""
+        """See `Decoder.prefill`; equal prompts are computed once, and so are the tokens that all prompts begin with."""
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         self.prompts = [distinct.index(tuple(p)) for p in prompts]  # which of the distinct prompts each row has
         self.lengths = [len(p) for p in distinct]
         shared = shared_length(distinct) if len(distinct) > 1 else 0
         ends = [p[shared:] for p in distinct]
-        # The products run over all tokens one after another, attention over one prompt after another: no padding.
+        # Products take all tokens in one sequence, attention takes one prompt after another, so nothing is padded.
         ids = self._index([*distinct[0][:shared], *(token for end in ends for token in end)])
         positions = self._index([*range(shared), *(shared + i for end in ends for i in range(len(end)))])
         stops = list(itertools.accumulate(map(len, ends), initial=shared))
         heads_of = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
         longest = max(self.lengths)
-        # Of keys, values and scores.
         size = len(distinct) * longest * self.shape.kv_heads * self.shape.width
+        # The dtype of keys, values and scores.
         self.cache_dtype = torch.float32 if self.device.type == "cpu" and size <= _EXACT else self.dtype
         unseen = torch.full((longest, longest), float("-inf"), dtype=self.cache_dtype, device=self.device).triu(1)
-        self.keys, self.values = [], []  # of the distinct prompts, a layer each: [kv_heads, distinct, longest, width]
+        # Of the distinct prompts, for each layer: [kv_heads, distinct, longest, width].
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
 
         def attention(_: int, heads: Tensor) -> Tensor:
             q, k, v = heads.unsqueeze(0).split(heads_of, dim=2)
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             gathered = []
             if shared:
-                first = (t[:, :, :shared] for t in (k, v))
-                gathered.append(llama.attend(q[:, :shared], *first, unseen[:shared, :shared])[0])
+                mask = unseen[:shared, :shared]
+                gathered.append(llama.attend(q[:, :shared], k[:, :, :shared], v[:, :, :shared], mask)[0])
             cache = heads.new_zeros(2, self.shape.kv_heads, len(ends), longest, self.shape.width)
             for row, (start, stop) in enumerate(itertools.pairwise(stops)):
                 own = [torch.cat([t[:, :, :shared], t[:, :, start:stop]], dim=2) for t in (k, v)]
                 length = own[0].shape[2]
                 cache[:, :, row, :length] = torch.cat(own)
-                gathered.append(llama.attend(q[:, start:stop], *own, unseen[shared:length, :length])[0])
+                mask = unseen[shared:length, :length]
+                gathered.append(llama.attend(q[:, start:stop], own[0], own[1], mask)[0])
             self.keys.append(cache[0])
             self.values.append(cache[1])
             return torch.cat(gathered)
 
         x = self._run(ids, positions, attention)
-        # Keys, then values of what is written from here on, a layer each: [2 kv_heads, batch, columns, width].
+        # Keys, then values of the tokens that are written from here on, for each layer: [2 kv_heads, batch, columns,
+        # width].
         empty = x.new_zeros(2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width, dtype=self.cache_dtype)
         self.new = [empty.clone() for _ in self.layers]
         self.written = [0] * len(prompts)  # columns of each sequence that are in use
@@ -479,10 +503,10 @@ class LlamaDecoder:
         return self._logits(x[last])[self._index(self.prompts)]
 
     def _arrange(self) -> None:
-        """Lays the prompts' keys and values out for the rows that are left.
+        """Arranges the prompts' keys and values for the rows that are left.
 
-        Rows with the same prompt read one copy of it: a block of rows is one product. Blocks have the same number of
-        places, so a prompt that many rows share may fill several, and a last place may stay unused.
+        Rows with the same prompt form a block, which reads one copy of the prompt in one product. All blocks have the
+        same number of places. A prompt that many rows share may fill several blocks, and places may stay unused.
         """
         members: dict[int, list[int]] = {}
         for row, prompt in enumerate(self.prompts):
@@ -492,12 +516,12 @@ class LlamaDecoder:
             starts = ((p, rows, i) for p, rows in members.items() for i in range(0, len(rows), places))
             return [(p, rows[i : i + places]) for p, rows, i in starts]
 
-        # Reading a prompt costs about as much as multiplying it with the queries of four rows.
+        # Reading a prompt takes about as long as multiplying it with the queries of four rows.
         places = min(range(1, len(self.prompts) + 1), key=lambda n: len(blocks(n)) * (n + 4))
         chosen = blocks(places)
         self.blocks, self.seen = len(chosen), max(self.lengths[p] for p in members)
         held = [row for _, rows in chosen for row in rows + rows[:1] * (places - len(rows))]
-        # Which row each place holds and at which place each row is; None where that is the same.
+        # Which row each place holds, and in which place each row is; None if rows and places are the same.
         ordered = held == list(range(len(self.prompts)))
         self.held = None if ordered else self._index(held)
         self.place = None if ordered else self._index([held.index(row) for row in range(len(self.prompts))])
@@ -509,35 +533,42 @@ class LlamaDecoder:
             cache if whole else [t[:, :, : self.seen].index_select(1, index) for t in cache]
             for cache in (self.keys, self.values)
         )
-        # What is added to scores: -inf behind the end of a prompt, for each pair of head and block.
+        # The mask that is added to scores, -inf behind the end of a prompt, for each pair of head and block.
         beyond = torch.arange(self.seen, device=self.device) >= self._index([self.lengths[p] for p in read])[:, None]
         mask = torch.zeros(beyond.shape, dtype=self.cache_dtype, device=self.device).masked_fill_(beyond, float("-inf"))
         self.ended = mask.repeat(self.shape.kv_heads, 1).unsqueeze(1)
 
     def _gather(self, i: int, heads: Tensor, place: "_Place") -> Tensor:
-        """Attention of layer `i` in one step: writes keys and values of the new tokens, gathers from all before them.
+        """Attention of one layer in a step; writes keys and values of the new tokens into the cache.
 
-        heads: as in `_run`, the new tokens of the first sequence first; returns [T, heads * width].
+        Args:
+            i: number of the layer.
+            heads: as in `_run`, the new tokens of the first sequence first.
+            place: where the new tokens belong.
+
+        Returns:
+            [T, heads * width].
         """
         batch, kv_heads, width = len(self.written), self.shape.kv_heads, self.shape.width
         group = self.shape.heads // kv_heads
         self.new[i][:, place.rows, place.columns] = heads[:, self.shape.heads :].transpose(0, 1)
         keys, values = (t.flatten(0, 1) for t in self.new[i].chunk(2))
         queries = heads[:, : self.shape.heads]
-        if place.of_tokens is not None:  # sequences have different numbers of new tokens: fill up
+        if place.of_tokens is not None:  # sequences have different numbers of new tokens and are padded
             filled = queries.new_zeros(batch * place.most, *queries.shape[1:])
             queries = filled.index_copy_(0, place.of_tokens, queries)
-        # The lines of a sequence: its new tokens for each of the heads that share keys.
+        # A sequence has a line for each new token and each of the query heads that share keys.
         lines = group * place.most
         queries = queries.view(batch, place.most, kv_heads, group, width).permute(2, 0, 3, 1, 4)
         queries = queries.reshape(kv_heads, batch, lines, width)
 
         def to_places(t: Tensor) -> Tensor:
-            """[kv_heads, batch, lines, n] as the products with the prompts want it."""
+            """Brings [kv_heads, batch, lines, n] into the order of the products with the prompts."""
             t = t if self.held is None else t.index_select(1, self.held)
             return t.reshape(kv_heads * self.blocks, -1, t.shape[-1])
 
         def to_rows(t: Tensor) -> Tensor:
+            """The inverse of `to_places`."""
             t = t.view(kv_heads, -1, lines, t.shape[-1])
             return t if self.place is None else t.index_select(1, self.place)
 
@@ -561,8 +592,8 @@ class LlamaDecoder:
             more = -(-beyond // _COLUMNS) * _COLUMNS
             self.new, columns = [F.pad(t, (0, 0, 0, more)) for t in self.new], columns + more
         at = [(row, i) for row, count in enumerate(counts) for i in range(count)]
-        # A new token sees the columns before it and its own. Lines that only fill up see something, too: a softmax
-        # over nothing is no number.
+        # A new token sees its own column and the columns before it. So does padding, because a softmax over a row that
+        # is -inf everywhere would be NaN.
         own = self._index(self.written)[:, None] + torch.arange(most, device=self.device)
         later = torch.arange(columns, device=self.device) > own[..., None]  # [batch, most, columns]
         unseen = torch.zeros(later.shape, dtype=self.cache_dtype, device=self.device).masked_fill_(later, float("-inf"))
@@ -605,11 +636,11 @@ class _Place:
     """Where the new tokens of one step belong.
 
     Attributes:
-        rows: the sequence of each [T].
-        columns: the column of each [T].
-        most: new tokens of the sequence that has most.
-        of_tokens: place of each [T] among batch x most; None where every sequence has as many.
-        unseen: what is added to scores [kv_heads * batch, lines, columns]: -inf where a token may not look.
+        rows: [T] the sequence of each token.
+        columns: [T] the column of each token.
+        most: the largest number of new tokens of a sequence.
+        of_tokens: [T] index of each token among batch * most; None if every sequence has `most` new tokens.
+        unseen: [kv_heads * batch, lines, columns] the mask that is added to scores, -inf where a token must not look.
     """
 
     rows: Tensor

@@ -1,31 +1,31 @@
-"""Guessing how a program goes on, so that several of its tokens are checked in one pass of the model.
+"""Guessing how a program goes on, so that one pass of the model checks several of its tokens.
 
-A decoder reads all weights of the model for every token that it writes, and reading them takes longer than multiplying
-a few rows with them. Programs repeat themselves: after `from sklearn.` comes one of a few modules, and a policy that
-has learnt writes much the same program again and again. `Drafts` remembers the actions written last and proposes what
-followed the last few tokens then. Whether a proposal is what the model writes, the model alone decides
-(`decoder.sample`): a wrong guess costs a little time and changes nothing.
+A decoder reads all weights of the model for every token that it writes, which takes longer than multiplying a few more
+rows with them. Programs repeat themselves: after `from sklearn.` comes one of a few modules, and a trained policy
+writes much the same program again and again. `Drafts` remembers the last actions, and guesses that the last few tokens
+are followed by what followed them there. The model alone decides which token is written (`decoder.sample`): a wrong
+guess costs a little time and changes nothing.
 """
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 
 REMEMBERED = 64  # actions: four batches of the default size
-CONTEXTS = (8, 5, 3)  # tokens that must agree, tried in this order
+CONTEXTS = (8, 5, 3)  # how many of the last tokens must agree, tried in this order
 LONGEST = 12  # tokens of a guess
-LEAST = 0.4  # chance of a whole guess, as far as it can be told, below which it is not made longer
-_BEFORE = -1  # stands for what lies before an action's first token
+LEAST = 0.4  # a guess is made no longer once the estimated probability that all of it is right would be below this
+_BEFORE = -1  # stands for the positions before an action's first token
 
 
 class Drafts:
-    """Proposes tokens from the actions written last."""
+    """Guesses tokens from the actions that were written last."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._actions: deque[tuple[int, ...]] = deque(maxlen=REMEMBERED)
         self._followers: dict[tuple[int, ...], Counter[int]] = {}
 
     def observe(self, actions: Iterable[Sequence[int]]) -> None:
-        """Remembers actions (token ids), and forgets the oldest."""
+        """Remembers actions, given as token ids, and forgets the oldest ones."""
         self._actions.extend(map(tuple, actions))
         self._followers = defaultdict(Counter)
         for action in self._actions:
@@ -35,16 +35,24 @@ class Drafts:
                     self._followers[whole[end - length : end]][whole[end]] += 1
 
     def guess(self, written: Sequence[int], most: int) -> list[int]:
-        """What may follow in an action that begins with the tokens `written`: at most `most` tokens, maybe none."""
+        """How an action may go on.
+
+        Args:
+            written: the token ids of the action so far.
+            most: the largest number of tokens to guess.
+
+        Returns:
+            Token ids; an empty list if there is no guess.
+        """
         tail, guess, chance = [_BEFORE] * CONTEXTS[0] + list(written[-CONTEXTS[0] :]), [], 1.0
         while len(guess) < min(most, LONGEST):
             contexts = (tuple(tail[-length:]) for length in CONTEXTS)
             followers = next((self._followers[c] for c in contexts if c in self._followers), None)
             if followers is None:
                 break
-            # Of tokens that were seen equally often, the one seen first: the same whatever else is remembered.
+            # Of tokens seen equally often, the one seen first is taken, whatever else is remembered.
             token, count = followers.most_common(1)[0]
-            chance *= count / (followers.total() + 0.5)  # never certain: once seen is two thirds
+            chance *= count / (followers.total() + 0.5)  # never 1; two thirds for a token seen once
             if chance < LEAST:
                 break
             guess.append(token)
@@ -52,7 +60,7 @@ class Drafts:
         return guess
 
     def get_state(self) -> list[list[int]]:
-        """What is remembered, for a checkpoint."""
+        """The remembered actions, for a checkpoint."""
         return [list(action) for action in self._actions]
 
     def set_state(self, state: Sequence[Sequence[int]]) -> None:

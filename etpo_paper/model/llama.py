@@ -1,14 +1,15 @@
-"""The layers of a Llama-shaped model, written out once for decoding and for training.
+"""The layers of a Llama-shaped model, written out once for sampling and for training.
 
-transformers runs any architecture; for the Llama family - SmolLM2 and CodeLlama among them - this module computes the
-same hidden states with less work and memory: products over the same input are one product, LoRA is added to a product
-instead of being a layer of its own, the frozen weights are converted to the computing precision once, and what all
-sequences of a batch begin with is read once. What attention sees is the caller's: a decoder brings its cache,
-`Body.hidden` a batch with a shared prefix. The residual stream and the norms are float32 throughout.
+transformers runs any architecture. For the Llama family, to which SmolLM2 and CodeLlama belong, this module computes
+the same hidden states with less work and memory. Products that share their input are one product. LoRA is added inside
+a product and is not a layer of its own. The frozen weights are converted to the dtype of the products once. Tokens that
+all sequences of a batch begin with are computed once. What attention sees is up to the caller of `run_layer`: the
+decoder passes its cache of keys and values, `Body` a batch of sequences with a shared prefix. The residual stream and
+the norms are float32 throughout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,21 @@ from torch.utils.checkpoint import checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-BYTES_KEPT = 50  # bytes that a layer keeps for the way back, for each token and dimension of the residual stream; about
-RECOMPUTE = 4 * 2**30  # bytes to be kept from which on layers are computed again on the way back instead
+# About how many bytes a layer keeps for the backward pass, for each token and dimension of the residual stream.
+BYTES_KEPT = 50
+# Where all layers together would keep more than so many bytes, the backward pass computes each layer again instead.
+RECOMPUTE = 4 * 2**30
 
 
 class LowRank(NamedTuple):
-    """A LoRA update of one weight: x A^T B^T is added to x W^T; the LoRA scale is part of B."""
+    """A LoRA update of one product: x Aᵀ Bᵀ is added to x Wᵀ. The LoRA scale is part of B."""
 
     a: Tensor
     b: Tensor
 
 
 class Layer(NamedTuple):
-    """The weights of one layer, products over the same input joined along the output."""
+    """The weights of one layer; those of products that share their input are joined along the output."""
 
     norm_1: Tensor
     qkv: Tensor
@@ -40,7 +43,14 @@ class Layer(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the weights alone do not tell."""
+    """What cannot be read off the weights.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: heads of keys and values.
+        width: of a head.
+        epsilon: added to the mean square in the norms.
+    """
 
     heads: int
     kv_heads: int
@@ -48,13 +58,17 @@ class Shape(NamedTuple):
     epsilon: float
 
 
-def causal_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself.
+
+    The type is left open because attributes of a module are tensors or modules to a type checker, never configurations.
+    """
+    wrapped: Any = model
+    return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def fits(model: nn.Module) -> bool:
-    """Whether `model` consists of plain Llama layers without biases, so that this module computes what it computes."""
+    """Whether the model consists of plain Llama layers without biases, which is what this module computes."""
     config = causal_model(model).config
     return (
         config.model_type == "llama"
@@ -72,7 +86,8 @@ def shape(model: nn.Module) -> Shape:
     return Shape(heads, config.num_key_value_heads, width, config.rms_norm_eps)
 
 
-def _products(layer: nn.Module) -> dict[str, list[nn.Module]]:
+def _products(layer: Any) -> dict[str, list[Any]]:
+    """The linear modules of a transformers layer, grouped by the products of `Layer`."""
     attention, mlp = layer.self_attn, layer.mlp
     return {
         "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
@@ -82,10 +97,10 @@ def _products(layer: nn.Module) -> dict[str, list[nn.Module]]:
     }
 
 
-def _joined(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> Tensor:
+def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Frozen weights, joined along the output, in `dtype`.
 
-    Where that is their own dtype they become views of what is returned: the model then holds nothing twice.
+    Weights that have this dtype already become views of the result, so that memory holds them once.
     """
     if any(w.dtype != dtype or not w.is_contiguous() for w in weights):
         return torch.cat([w.to(dtype) for w in weights])
@@ -100,12 +115,17 @@ def _joined(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> Iterator[Layer]:
-    """The weights of all layers in `dtype`, with LoRA `adapter` merged in (None: the frozen base).
+    """The weights of all layers in `dtype`, with the LoRA adapter merged in.
 
-    What no adapter changes is shared with the model where the model has that dtype; it must not be written to.
+    Weights that the adapter does not change are shared with a model of the same dtype and must not be written to.
+
+    Args:
+        model: for which `fits` holds, plain or wrapped by peft.
+        dtype: of the weights; norms are float32.
+        adapter: name of the adapter; None for the frozen base.
     """
 
-    def merged(linears: Sequence[nn.Module]) -> Tensor:
+    def merged(linears: Sequence[Any]) -> Tensor:
         bases = [getattr(linear, "base_layer", linear).weight for linear in linears]
         if adapter is None or not any(adapter in getattr(linear, "lora_A", {}) for linear in linears):
             return _joined(bases, dtype)
@@ -120,10 +140,10 @@ def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> 
         )
 
 
-def low_rank(layer: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, LowRank]:
-    """The LoRA `adapter` of a layer's joined products, in `dtype`; gradients reach peft's parameters.
+def low_rank(layer: Any, adapter: str, dtype: torch.dtype) -> dict[str, LowRank]:
+    """The LoRA adapter of a layer's joined products, by name, in `dtype`; gradients reach peft's parameters.
 
-    Joined products share their input: the A of each stand side by side, each B acts on its own.
+    Joined products share their input, so their matrices A are stacked, and their matrices B form a block diagonal.
     """
     updates = {}
     for name, linears in _products(layer).items():
@@ -134,16 +154,16 @@ def low_rank(layer: nn.Module, adapter: str, dtype: torch.dtype) -> dict[str, Lo
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """x W^T + (x A^T) B^T with W frozen; the sum is taken inside the products, not in passes over the output."""
+    """x Wᵀ + (x Aᵀ) Bᵀ with W frozen. The products do the addition, which saves a pass over the output."""
 
     @staticmethod
-    def forward(ctx, x, weight, a, b):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         inner = x @ a.T
         ctx.save_for_backward(x, weight, a, b, inner)
         return F.linear(x, weight).addmm_(inner, b.T)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
         x, weight, a, b, inner = ctx.saved_tensors
         through = gradient @ b
         into_x = (gradient @ weight).addmm_(through, a) if ctx.needs_input_grad[0] else None
@@ -151,16 +171,16 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, keeping its input alone for the backward pass."""
+    """silu(gate) * up, which keeps nothing but its input for the backward pass."""
 
     @staticmethod
-    def forward(ctx, gate_up):
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
         into_gate = torch.ops.aten.silu_backward(gradient * up, gate)
         return torch.cat([into_gate, F.silu(gate).mul_(gradient)], dim=-1)
@@ -177,16 +197,16 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
 
     Args:
         query: [batch, new, heads, width], scaled.
-        keys: [batch, kv_heads, seen, width]; heads / kv_heads query heads read the same one.
+        keys: [batch, kv_heads, seen, width]; heads / kv_heads query heads share one.
         values: [batch, kv_heads, seen, width].
-        mask: added to the scores [batch or 1, 1, new, seen]; None where all is visible.
+        mask: [new, seen] or [batch, 1, new, seen], added to the scores; None if everything is visible.
 
     Returns:
         [batch, new, heads * width].
     """
     batch, new, heads, width = query.shape
     kv_heads, seen = keys.shape[1:3]
-    # Query heads that share a key-value head become rows of one product.
+    # Query heads that share keys and values become rows of one product.
     rows = query.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * new, width)
     scores = (rows @ keys.transpose(-1, -2)).view(batch, heads, new, seen)
     if mask is not None:
@@ -198,17 +218,20 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
 def run_layer(
     x: Tensor, layer: Layer, update: dict[str, LowRank], cos: Tensor, sin: Tensor, shape: Shape, attention: Attend
 ) -> Tensor:
-    """One layer over the residual stream.
+    """Runs one layer over the residual stream.
 
     Args:
-        x: the residual stream [T, H] in float32, one row a token.
-        layer: its weights.
-        update: the LoRA update of some of its products; empty for none.
-        cos: rotary embedding of each token's position [T, 1, width], in the weights' dtype.
+        x: [T, H] the residual stream in float32, a row for each token.
+        layer: the weights.
+        update: LoRA updates by the name of the product; products without one are missing.
+        cos: [T, 1, width] rotary embedding of each token's position, in the dtype of the weights.
         sin: likewise.
         shape: of the model.
-        attention: takes queries [T, heads, width], scaled and rotated, keys and values [T, kv_heads, width], and
-            returns what each token gathered [T, heads * width].
+        attention: takes queries [T, heads, width], scaled and rotated, and keys and values [T, kv_heads, width];
+            returns the output of attention for each token [T, heads * width].
+
+    Returns:
+        [T, H] the residual stream behind the layer.
     """
 
     def product(name: str, x: Tensor) -> Tensor:
@@ -225,17 +248,17 @@ def run_layer(
 
 
 class _Norm(torch.autograd.Function):
-    """Root-mean-square norm with a frozen weight, in few passes over the rows both ways."""
+    """Root-mean-square norm with a frozen weight, in few passes over the rows, forward and backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, epsilon):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return x.mul(scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
         into_x = gradient.mul(weight)
         along = (into_x * x).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
@@ -250,43 +273,51 @@ def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 class Body:
     """The body of a frozen Llama model with LoRA adapters by peft.
 
-    The lowest layers may be without adapters: there all roles compute the same, once (`below`). On the way back a layer
-    needs what it computed on the way there; where that would be more than `RECOMPUTE` bytes, each layer keeps its input
-    alone and computes the rest again, which makes a third of the products of a pass more.
+    If the lowest layers have no adapters, all roles compute the same there, and `below` does it once for all of them.
+
+    The backward pass of a layer needs intermediate results of its forward pass. Where those of all layers would take
+    more than `RECOMPUTE` bytes, each layer keeps its input alone, and the backward pass computes the rest again, at the
+    cost of one more forward pass.
 
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
         dtype: of the products.
+
+    Attributes:
+        lowest: number of the lowest layer that has adapters.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
         self.layers = list(layers(model, dtype))
         adapted = [bool(getattr(layer.self_attn.q_proj, "lora_A", ())) for layer in self.model.layers]
-        self.lowest = adapted.index(True) if True in adapted else len(adapted)  # layer that has adapters
+        self.lowest = adapted.index(True) if True in adapted else len(adapted)
 
     @torch.no_grad()
     def below(self, prefix: Tensor, ids: Tensor) -> Tensor:
-        """What all roles have in common: the residual stream [P + batch S, H] behind the layers without adapters.
+        """The residual stream behind the layers without adapters, which is the same for all roles.
 
         Args:
             prefix: as in `hidden`.
             ids: as in `hidden`.
+
+        Returns:
+            [P + batch * S, H] in float32: the prefix, then one sequence after another.
         """
         x = self.model.embed_tokens(torch.cat([prefix, ids.flatten()])).float()
         return self._through(x, slice(0, self.lowest), len(prefix), ids.shape, None)
 
     def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None, below: Tensor | None = None) -> Tensor:
-        """Last hidden states of sequences that begin alike.
+        """Last hidden states of sequences that share a prefix.
 
-        A position sees the whole prefix and its own sequence up to itself; padding on the right is seen by no one
-        but padding, so it needs no mask.
+        A position sees the whole prefix, and its own sequence up to itself. Padding stands on the right, where only
+        padding sees it, so it needs no mask.
 
         Args:
-            prefix: token ids [P] that all sequences begin with; P may be 0.
-            ids: token ids [batch, S] of what follows, padded on the right.
+            prefix: [P] token ids that all sequences begin with; P may be 0.
+            ids: [batch, S] token ids that follow, padded on the right.
             adapter: name of the LoRA adapter; None for the frozen base.
-            below: what `below` returned for them, to spare computing it again.
+            below: what `below` returned for the same prefix and ids, if it was called before.
 
         Returns:
             [batch, S, H] in float32: the states behind the prefix.
@@ -296,7 +327,15 @@ class Body:
         return normed(x[len(prefix) :], self.model.norm.weight.float(), self.shape.epsilon).view(*ids.shape, -1)
 
     def _through(self, x: Tensor, which: slice, shared: int, size: torch.Size, adapter: str | None) -> Tensor:
-        """The residual stream behind some layers: first the `shared` tokens, then `size` [batch, S] of their own."""
+        """The residual stream [P + batch * S, H] behind some of the layers.
+
+        Args:
+            x: [P + batch * S, H] the residual stream in front of them.
+            which: the layers.
+            shared: length P of the prefix.
+            size: (batch, S).
+            adapter: as in `hidden`.
+        """
         batch, new = size
         positions = torch.arange(shared + new, device=x.device)
         cos, sin = (t[0].to(self.dtype) for t in self.model.rotary_emb(x, positions[None]))

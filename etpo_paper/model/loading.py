@@ -1,12 +1,14 @@
-"""Language models as folders on disk: how each is made, and how one is loaded.
+"""Language models as folders on disk: how each is made and loaded, and how text becomes token ids and back.
 
-A model lives in `models/{name}/`: an ordinary transformers folder (config.json, model.safetensors, tokenizer files)
-plus `card.json`, which says what the weights are, where they came from, their SHA-256 and whether they are a stand-in
-for the paper's CodeLlama-7B. Three makers write such folders: `build_tiny` (a model of about 350,000 parameters, built
-from nothing, for smoke runs), `convert_smollm2` (SmolLM2-135M-Instruct out of a Python package, no model hub needed)
-and `fetch_hub` (any causal language model by hub name or path; kept as a reference, not copied). `load_model` gives
-back a frozen model in evaluation mode. `encode_prompt` turns a state into token ids in the format that the model
-knows - plain continuation, or CodeLlama's fill-in-the-middle - and `decode_action` turns sampled ids into a body.
+A model is a folder `models/{name}/`: an ordinary transformers folder (config.json, model.safetensors, tokenizer files)
+and a `card.json`. The card says what the weights are, where they come from, their SHA-256, and whether they are a
+stand-in for the paper's CodeLlama-7B. Three functions make such folders. `build_tiny` makes a model of about 350,000
+parameters with random weights, for smoke runs. `convert_smollm2` takes SmolLM2-135M-Instruct out of a Python package,
+so no model hub is needed. `fetch_hub` refers to any causal language model by its hub name or path. `load_model` returns
+a frozen model in evaluation mode.
+
+`encode_prompt` turns a state into token ids, in the format that the model knows: plain continuation, or CodeLlama's
+fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
 """
 
 import json
@@ -15,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +26,9 @@ from etpo_paper.base.paths import MODELS
 from etpo_paper.base.provenance import file_sha256
 from etpo_paper.base.wheels import fetch_wheel
 from etpo_paper.environment.prompts import Prompt
+
+if TYPE_CHECKING:  # importing transformers takes seconds, and much of this module works without it
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTINUATION, INFILL = "continuation", "infill"
 
@@ -36,7 +41,7 @@ TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
 TINY_LAYERS = 3
 
-# The stage that makes a model, for messages that say what to run.
+# The command that makes each model, for error messages.
 _STAGE = {
     "tiny-base": "python -m pipeline.base_model --model tiny",
     "smollm2-base": "python -m pipeline.base_model --model smollm2",
@@ -50,14 +55,20 @@ _STAGE = {
 # ------------------------------------------------------------------------------------------------ on disk
 
 
-def save_model(model: torch.nn.Module, tokenizer: Any, folder: Path, card: dict, dtype: torch.dtype) -> dict:
-    """Writes a whole model folder, or nothing: the folder appears by one rename when it is complete.
+def save_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    card: dict[str, Any],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Writes a model folder. It is written under another name and renamed when it is complete.
 
     Args:
-        model: a transformers causal language model.
+        model: a causal language model.
         tokenizer: its tokenizer, saved beside it.
         folder: where the model goes; an older model there is replaced.
-        card: what to say of it; `eos_token_id`, `dtype`, `bytes` and `sha256` are filled in here.
+        card: the model's card; `eos_token_id`, `dtype`, `bytes` and `sha256` are added here.
         dtype: the floating type of the stored weights.
 
     Returns:
@@ -66,7 +77,7 @@ def save_model(model: torch.nn.Module, tokenizer: Any, folder: Path, card: dict,
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(dtype).save_pretrained(partial)
+    model.to(dtype).save_pretrained(partial)  # type: ignore[arg-type]  # its decorator hides that `to` is a method
     tokenizer.save_pretrained(partial)
     weights = partial / "model.safetensors"
     card = card | {
@@ -81,17 +92,17 @@ def save_model(model: torch.nn.Module, tokenizer: Any, folder: Path, card: dict,
     return card
 
 
-def write_card(folder: Path, card: dict) -> None:
+def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Writes `card.json` into a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_card(name: str) -> dict:
+def read_card(name: str) -> dict[str, Any]:
     """The card of `models/{name}`.
 
     Raises:
-        UserError: if there is no such model or its card cannot be read; says which stage makes it.
+        UserError: there is no such model, or its card cannot be read; the line says which command makes it.
     """
     path = MODELS / name / "card.json"
     if not path.is_file():
@@ -110,17 +121,21 @@ def _how_to_make(name: str) -> str:
     return f"make it with `{stage}`" if stage else f"known models are {', '.join(sorted(_STAGE))}"
 
 
-def check_files(name: str, whole: bool = False) -> dict:
-    """Checks the weights of `models/{name}` against its card: the size always, the SHA-256 when `whole`.
+def check_files(name: str, whole: bool = False) -> dict[str, Any]:
+    """Compares the weights of `models/{name}` with its card.
+
+    Args:
+        name: a folder of `models/`.
+        whole: whether the SHA-256 is compared, too, and not only the size.
 
     Returns:
         The card.
 
     Raises:
-        UserError: if the weights are missing, cut short or changed; says which stage makes them anew.
+        UserError: the weights are missing, incomplete or changed; the line says which command makes them again.
     """
     card = read_card(name)
-    if "path" in card:  # a reference to a model kept elsewhere: nothing of ours to check
+    if "path" in card:  # the card refers to a model elsewhere, whose bytes it does not record
         return card
     weights = MODELS / name / "model.safetensors"
     again = f"delete {weights.parent} and {_how_to_make(name)}"
@@ -135,34 +150,34 @@ def check_files(name: str, whole: bool = False) -> dict:
 
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> tuple[torch.nn.Module, Any, dict]:
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]":
     """Loads `models/{name}`, frozen and in evaluation mode.
 
-    Attention is computed eagerly on a CPU, where it is faster than the fused kernel for sequences of a few hundred
-    tokens, and by the fused kernel elsewhere.
+    On a CPU attention runs unfused ("eager"), which is faster there for sequences of a few hundred tokens; elsewhere
+    it runs in the fused kernel ("sdpa").
 
     Args:
-        name: a folder of `models/`, e.g. "smollm2".
+        name: a folder of `models/`, for example "smollm2".
         dtype: floating type of the weights in memory.
-        device: where they go.
+        device: where the weights go.
 
     Returns:
         The model, its tokenizer and its card.
 
     Raises:
-        UserError: if the model is missing or damaged; the line says which stage makes it.
+        UserError: the model is missing or damaged; the line says which command makes it.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # loading takes seconds; the bars that matter are the stages' own
+    logging.disable_progress_bar()  # loading takes seconds, and each stage has a progress bar of its own
     card = check_files(name)
     source = card.get("path", str(MODELS / name))
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
-    except Exception as error:  # safetensors, json, the hub: each has error types of its own
+    except Exception as error:  # safetensors, json and the hub raise error types of their own
         raise UserError(
             f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
             f"delete {MODELS / name} and {_how_to_make(name)}"
@@ -179,11 +194,11 @@ def _first_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------- prompts and actions
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, format: str) -> list[int]:
-    """The token ids that a model reads as a state.
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: str) -> list[int]:
+    """The token ids of a state.
 
-    - "continuation": the prefix, and nothing after it; a beginning-of-sequence id only if this tokenizer puts one
-      in front of every text. The suffix is not seen by the model.
+    - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
+      this tokenizer puts one in front of every text.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
 
     Args:
@@ -192,7 +207,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, format: str) -> list[int]:
         format: the card's "format".
 
     Raises:
-        UserError: for "infill" with a tokenizer that has no infilling tokens, and for an unknown format.
+        UserError: an unknown format, or "infill" with a tokenizer that has no infilling tokens.
     """
     if format == CONTINUATION:
         return list(tokenizer(prompt.prefix).input_ids)
@@ -209,8 +224,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, format: str) -> list[int]:
     return [*bos, tokens["prefix"], *prefix, tokens["suffix"], *suffix, tokens["middle"]]
 
 
-def infill_tokens(tokenizer: Any) -> dict[str, int] | None:
-    """The ids of CodeLlama's "prefix", "suffix", "middle" and "end" marks, or None if the tokenizer has none."""
+def infill_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int] | None:
+    """The ids of CodeLlama's tokens, by "prefix", "suffix", "middle" and "end"; None if the tokenizer lacks any."""
     names = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "end": "▁<EOT>"}
     vocabulary = tokenizer.get_vocab()
     if not all(name in vocabulary for name in names.values()):
@@ -218,32 +233,33 @@ def infill_tokens(tokenizer: Any) -> dict[str, int] | None:
     return {key: vocabulary[name] for key, name in names.items()}
 
 
-def decode_action(tokenizer: Any, ids: Sequence[int], eos_token_id: int) -> str:
-    """The text of a sampled action: the ids before the first end token, spaces kept exactly.
+def decode_action(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], eos_token_id: int) -> str:
+    """The text of a sampled action: that of the ids before the first end token, with all of its spaces.
 
-    A tokenizer of the SentencePiece family drops the first space of whatever it decodes, which would break the
-    indentation of the body; so the ids are decoded behind an anchor whose own text is cut off again.
+    A tokenizer of the SentencePiece family drops the first space of the text that it decodes, which would break the
+    indentation of a body. The ids are therefore decoded behind an anchor token, whose text is then removed.
     """
     ids = list(ids)
     if eos_token_id in ids:
         ids = ids[: ids.index(eos_token_id)]
     anchor = tokenizer("=", add_special_tokens=False).input_ids
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return tokenizer.decode(anchor + ids, **options)[len(tokenizer.decode(anchor, **options)) :]
+    before, whole = (str(tokenizer.decode(part, **options)) for part in (anchor, anchor + ids))
+    return whole[len(before) :]
 
 
 # ------------------------------------------------------------------------------------------------ the makers
 
 
-def build_tiny(folder: Path, texts: Iterable[str] | None = None, seed: int = 0) -> dict:
-    """Makes the tiny model: a Llama of about 350,000 parameters with random weights and its own tokenizer.
+def build_tiny(folder: Path, texts: Iterable[str], seed: int = 0) -> dict[str, Any]:
+    """Makes the tiny model: a Llama of about 350,000 parameters with random weights and a tokenizer of its own.
 
-    The tokenizer is a byte-level BPE, as SmolLM2's, trained here on the texts the model will meet, so that a body of
-    `build_model` is 10 to 40 tokens long. Weights and tokenizer are functions of `texts` and `seed`.
+    The tokenizer is a byte-level BPE, as SmolLM2's is. It is trained here on texts like those that the model will read
+    and write, so that a body of `build_model` has 10 to 40 tokens. The same texts and seed give the same files.
 
     Args:
-        folder: where the model goes, e.g. models/tiny-base.
-        texts: what to train the tokenizer on; by default the mined corpus of the warm start.
+        folder: where the model goes, for example models/tiny-base.
+        texts: what the tokenizer is trained on.
         seed: of the random weights.
 
     Returns:
@@ -251,10 +267,6 @@ def build_tiny(folder: Path, texts: Iterable[str] | None = None, seed: int = 0) 
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    if texts is None:
-        from etpo_paper.warm_start.corpus import tokenizer_texts  # heavy: reads all of scikit-learn
-
-        texts = tokenizer_texts(seed)
     tokenizer = _tiny_tokenizer(texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -284,7 +296,7 @@ def build_tiny(folder: Path, texts: Iterable[str] | None = None, seed: int = 0) 
     return save_model(model, tokenizer, folder, card, torch.float32)
 
 
-def _tiny_tokenizer(texts: Iterable[str]) -> Any:
+def _tiny_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerBase":
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -303,20 +315,20 @@ def _tiny_tokenizer(texts: Iterable[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
 
 
-def convert_smollm2(folder: Path) -> dict:
-    """Makes SmolLM2-135M-Instruct out of the Python package that carries it, without a model hub.
+def convert_smollm2(folder: Path) -> dict[str, Any]:
+    """Makes SmolLM2-135M-Instruct out of the Python package that contains it, without a model hub.
 
-    The package holds 4-bit weights (GGUF, Q4_1). They are dequantised once and stored as bfloat16: half the size of
-    float32, and a run that samples in bfloat16 and scores in float32 then starts from the very same weights.
+    The package holds 4-bit weights (GGUF, Q4_1). They are dequantised here and stored as bfloat16. That takes half the
+    space of float32, and sampling in bfloat16 and scoring in float32 start from exactly the same weights.
 
     Args:
-        folder: where the model goes, e.g. models/smollm2-base.
+        folder: where the model goes, for example models/smollm2-base.
 
     Returns:
         The card.
 
     Raises:
-        UserError: if the package cannot be fetched or is not the one expected.
+        UserError: the package cannot be fetched, or is not the expected one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -327,13 +339,13 @@ def convert_smollm2(folder: Path) -> dict:
         home, file = (Path(scratch) / SMOLLM2_GGUF).parent, Path(SMOLLM2_GGUF).name
         loaded = AutoModelForCausalLM.from_pretrained(home, gguf_file=file, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(home, gguf_file=file)
-    # A model read from GGUF counts as quantised and refuses to be saved, so its weights move into a fresh one.
+    # transformers treats a model read from GGUF as quantised and refuses to save it, so the weights go into a new one.
     config = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "architectures", "dtype"):
         config.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(loaded.state_dict())
-    tokenizer.pad_token = tokenizer.unk_token  # padding must not look like the end of an action
+    tokenizer.pad_token = tokenizer.unk_token  # it must differ from the token that ends an action
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     card = {
         "name": folder.name,
@@ -347,22 +359,22 @@ def convert_smollm2(folder: Path) -> dict:
     return save_model(model, tokenizer, folder, card, torch.bfloat16)
 
 
-def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict:
-    """Makes a model folder that refers to a causal language model kept elsewhere.
+def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict[str, Any]:
+    """Makes a model folder that refers to a causal language model elsewhere.
 
-    The weights of a large model are not copied: the card's "path" points at the local folder, or at the hub's name,
-    whose files stay in the hub's own cache. A missing model is fetched here, so that later stages find it.
+    The weights of a large model are not copied. The card's "path" is the local folder, or the hub name of files that
+    stay in the hub's own cache. Files that are not in the cache are downloaded here, so that later stages find them.
 
     Args:
         name_or_path: a local transformers folder, or a hub name such as "codellama/CodeLlama-7b-hf".
-        folder: where the card goes, e.g. models/codellama.
-        format: "continuation" or "infill"; by default "infill" when the tokenizer has the infilling tokens.
+        folder: where the card goes, for example models/codellama.
+        format: "continuation" or "infill"; None for "infill" if the tokenizer has the infilling tokens.
 
     Returns:
         The card.
 
     Raises:
-        UserError: if the path is not there or is no model, or the hub cannot be reached.
+        UserError: there is no such path, it is no model, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoTokenizer
@@ -380,7 +392,7 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
             snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the hub's client and transformers raise a dozen unrelated types
+    except Exception as error:  # the hub's client and transformers raise a dozen unrelated types of error
         advice = "check that it is a transformers folder" if is_path else "check the name and the network"
         raise UserError(f"cannot fetch the language model {name_or_path} ({_first_line(error)}): {advice}") from error
     if not getattr(config, "vocab_size", None):

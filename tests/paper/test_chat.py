@@ -1,13 +1,18 @@
 """The chat agent against a real HTTP server that speaks the protocol, well and badly."""
 
 import ast
+import asyncio
+import contextlib
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Prompt, program, task_prompt
@@ -24,21 +29,21 @@ class Server:
     def __init__(self):
         self.requests: list[dict] = []
         self.script = lambda request: completion(BODY)
-        lock, server = threading.Lock(), self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 request |= {"path": self.path, "authorization": self.headers["authorization"]}
-                with lock:
-                    server.requests.append(request)
-                    status, headers, body = server.script(request)
-                self.send_response(status)
-                for name, value in {"content-type": "application/json", **headers}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                server.requests.append(request)
+                status, headers, body = server.script(request)
+                with contextlib.suppress(OSError):  # after an error the agent waits for no other answer
+                    self.send_response(status)
+                    for name, value in {"content-type": "application/json", **headers}.items():
+                        self.send_header(name, value)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *_):
                 pass
@@ -69,8 +74,11 @@ def completion(text, usage=(11, 7)):
     return 200, {}, json.dumps(body).encode()
 
 
-def failure(status, message="no", headers=(), **fields):
-    return status, dict(headers), json.dumps({"error": {"message": message, **fields}}).encode()
+SOON = {"retry-after-ms": "5"}  # lets the client repeat a request at once
+
+
+def failure(status, message="no", headers=SOON, **fields):
+    return status, headers, json.dumps({"error": {"message": message, **fields}}).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +86,6 @@ def environment(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(chat, "_PAUSES", (0.01,) * 5)
 
 
 @pytest.fixture
@@ -158,6 +165,51 @@ def test_bodies_are_told_while_others_are_still_being_asked_for(agent, server):
     assert agent.generate([Prompt("#0#"), Prompt("#1#")], ended=ended) == bodies == told
 
 
+def test_it_acts_like_any_agent(agent, server):
+    generator = torch.Generator().manual_seed(0)
+    options = {"max_new_tokens": 5, "generator": generator, "temperature": 0.5, "top_k": 0}
+    for _ in range(2):
+        (action,) = agent.act([PROMPT], **options)
+        assert (action.body, action.token_count, action.tokens, action.log_probs) == (BODY, 7, (), ())
+        agent.refresh()
+        agent.set_state(agent.get_state())
+    first, second = (request["seed"] for request in server.requests)
+    assert first != second, "a resumed run must not get the answers that it had"
+    assert agent.encode(PROMPT) == () and agent.pieces(()) == []
+
+
+def test_ctrl_c_waits_for_no_answer(agent, server):
+    reached, release = threading.Event(), threading.Event()
+
+    def answer(request):
+        reached.set()
+        release.wait(20)
+        return completion(BODY)
+
+    def interrupt():
+        reached.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    server.script = answer
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            agent.generate([PROMPT] * 3)
+        assert time.monotonic() - begin < 10
+    finally:
+        signal.signal(signal.SIGINT, before)
+        release.set()
+
+
+def test_it_answers_in_a_notebook_too(agent):
+    async def cell():  # a notebook runs its cells inside an event loop
+        return agent.generate([PROMPT])
+
+    assert asyncio.run(cell()) == [BODY]
+
+
 def test_a_server_that_does_not_count_tokens(agent, server):
     server.says(completion(BODY, usage=None))
     assert agent.generate([PROMPT]) == [BODY] and agent.action_tokens == [0]
@@ -166,7 +218,8 @@ def test_a_server_that_does_not_count_tokens(agent, server):
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_key_is_told_at_once(agent, server, status):
     server.says(failure(status, "Incorrect API key provided: secret"))
-    assert "OPENAI_API_KEY" in refusal(agent) and len(server.requests) == 1
+    assert f"({status}: Incorrect API key provided: ***); check OPENAI_API_KEY" in refusal(agent)
+    assert len(server.requests) == 1
 
 
 def test_a_busy_server_is_asked_again(agent, server):
@@ -176,28 +229,59 @@ def test_a_busy_server_is_asked_again(agent, server):
     assert time.monotonic() - begin > 0.4
 
 
-def test_a_server_that_stays_busy_is_given_up(agent, server):
-    server.says(failure(429, "slow down"))
-    assert "slow down" in refusal(agent) and len(server.requests) == 6
-    server.requests.clear()
-    server.says(failure(429, "pay first", code="insufficient_quota"))
-    assert "pay first" in refusal(agent) and len(server.requests) == 1
-
-
-def test_a_failing_server(agent, server):
-    server.says(failure(500, "broken inside"))
-    assert "500 (broken inside" in refusal(agent).replace("Error code: 500 - ", "") and len(server.requests) == 6
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_stays_busy_is_given_up(agent, server, status):
+    server.says(failure(status, "come\nback later"))
+    assert "come back later" in refusal(agent) and len(server.requests) == chat.RETRIES + 1
 
 
 def test_an_unknown_model_and_a_bad_request_are_told_at_once(agent, server):
-    server.says(failure(404))
-    assert "no model toy" in refusal(agent)
+    server.says(failure(404, "try qwen"))
+    assert "no model toy (404: try qwen)" in refusal(agent)
     server.says(failure(400, "max context is 12 tokens"))
     assert "max context is 12 tokens" in refusal(agent) and len(server.requests) == 2
 
 
-def test_models_that_know_the_limit_by_its_newer_name(agent, server):
-    server.says(failure(400, "use max_completion_tokens", param="max_tokens"), completion(BODY))
+@pytest.mark.parametrize(
+    "status, body, words",
+    [
+        (400, {"detail": "not loaded"}, "answers 400 (not loaded)"),
+        (422, [{"error": {"message": "no seed"}}], "answers 422 (no seed)"),
+        (400, {"error": "too long"}, "answers 400 (too long)"),
+        (400, "plain", "answers 400 (plain)"),
+        (400, "", "answers 400 (no message)"),
+        (200, {"error": {"message": "provider is down", "code": 502}}, "answers with an error (provider is down)"),
+    ],
+    ids=str,
+)
+def test_an_error_is_told_in_the_servers_own_words_however_it_is_wrapped(agent, server, status, body, words):
+    server.says((status, {}, json.dumps(body).encode()))
+    assert words in refusal(agent)
+
+
+def test_no_answer_is_waited_for_after_an_error(agent, server):
+    release = threading.Event()
+
+    def answer(request):
+        if request["messages"][1]["content"].startswith("#0#"):
+            return failure(400, "too long")
+        release.wait(20)
+        return completion(BODY)
+
+    server.script = answer
+    begin = time.monotonic()
+    assert "too long" in refusal(agent, [Prompt("#0#"), Prompt("#1#"), Prompt("#2#")])
+    assert time.monotonic() - begin < 10
+    release.set()
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [failure(400, "no", param="max_tokens"), failure(400, "use max_completion_tokens")],
+    ids=["field", "text"],
+)
+def test_models_that_know_the_limit_by_its_newer_name(agent, server, refused):
+    server.says(refused, completion(BODY))
     assert agent.generate([PROMPT], max_new_tokens=5) == [BODY]
     assert agent.generate([PROMPT], max_new_tokens=6) == [BODY]
     assert [request.get("max_completion_tokens") for request in server.requests] == [None, 5, 6]
@@ -228,7 +312,8 @@ def test_an_empty_answer_is_an_empty_action(agent, server):
     assert agent.generate([PROMPT]) == [""]
 
 
-def test_a_server_that_is_not_there():
+def test_a_server_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(chat, "RETRIES", 1)  # after about half a second
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -238,10 +323,10 @@ def test_a_server_that_is_not_there():
     assert time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("url", ["localhost", "ftp://127.0.0.1/v1", "http://"])
+@pytest.mark.parametrize("url", ["localhost", "localhost:8000/v1", "ftp://127.0.0.1/v1", "http://", "http:///v1"])
 def test_an_address_that_is_none(url):
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        ChatAgent("toy", base_url=url, api_key="secret").generate([PROMPT])
+        ChatAgent("toy", base_url=url, api_key="secret")
 
 
 # From an answer to a body ------------------------------------------------------------------------------------------

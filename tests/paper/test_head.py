@@ -1,30 +1,17 @@
 """The streaming head against whole logits and the pure functions, in three dtypes, with gradients."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from etpo_core.bellman import expected_q, kl_divergence
+from etpo_core.bellman import kl_divergence
 from etpo_core.losses import policy_loss, q_dueling
-from etpo_paper.model import head
-from etpo_paper.model.head import (
-    Blocks,
-    dueling_terms,
-    logit_taken,
-    own_dueling_terms,
-    policy_terms,
-    statistics,
-    streamed,
-)
+from etpo_paper.model.head import Blocks, dueling_terms, own_dueling_terms, statistics, streamed
 
 BETA = 0.3
 BLOCKS = [Blocks(1, 1), Blocks(3, 4), Blocks(2, 64), Blocks(64, 5), Blocks(64, 64)]
-
-
-@pytest.fixture(autouse=True)
-def eager_kernels():
-    yield
-    head.use_eager()
 
 
 def states(positions, width, vocabulary, change=0.5, seed=0):
@@ -59,34 +46,27 @@ def oracle(policy, reference, critic, weight, tokens):
         q = q_dueling(z.new_zeros(len(z)), z_critic, z_reference, z.detach(), BETA)
     wide = z.to(q.dtype)
     found = {
-        "loss": policy_loss(z, z_reference, q.detach(), BETA),
-        "raw_loss": policy_loss(z, z_reference, z_critic.detach(), BETA),
+        "policy_loss": policy_loss(z, z_reference, q.detach(), BETA),
         "kl": kl_divergence(z.detach(), z_reference),
         "log_prob": gather(wide.log_softmax(-1), tokens),
         "advantage": gather(q, tokens),
-        "spread": (wide.detach().softmax(-1) * q.square()).sum(-1),
-        "expected_q": expected_q(z.detach(), z_critic.detach()),
-        "q_taken": gather(z_critic.detach(), tokens).to(q.dtype),
+        "advantage_square": (wide.detach().softmax(-1) * q.square()).sum(-1),
     }
-    leaf = {"loss": policy, "raw_loss": policy, "log_prob": policy, "advantage": critic, "spread": critic}
+    leaf = {"policy_loss": policy, "log_prob": policy, "advantage": critic, "advantage_square": critic}
     found |= {f"d {name}": gradient(found[name], of) for name, of in leaf.items()}
     return {name: value.detach() for name, value in found.items()}
 
 
 def ours(policy, reference, critic, weight, tokens, blocks=None):
-    """The same by the streaming head; what several functions return must agree."""
+    """The same by the streaming head; what both functions return must agree."""
     policy, critic = leaves(policy, critic)
-    s = statistics(policy, weight, reference=reference, q=critic, tokens=tokens, blocks=blocks)
-    raw = policy_terms(policy, reference, reference + critic.detach() / BETA, weight, tokens, blocks=blocks)
-    p = policy_terms(policy, reference, critic, weight, tokens, blocks=blocks)
+    s = statistics(policy, weight, reference=reference, tokens=tokens, blocks=blocks)
     d = dueling_terms(policy, reference, critic, weight, tokens, BETA, blocks=blocks)
-    for one in (s, p, raw):
-        torch.testing.assert_close(one.kl, d.kl)
-        torch.testing.assert_close(one.log_prob.detach(), d.log_prob)
-    torch.testing.assert_close(p.loss, d.policy_loss)
-    assert not any(t.requires_grad for t in (s.kl, s.expected_q, s.q_taken, p.kl, p.log_prob, d.kl, d.log_prob))
-    found = {"loss": d.policy_loss, "raw_loss": raw.loss, **s._asdict(), "advantage": d.advantage, "spread": d.spread}
-    leaf = {"loss": policy, "raw_loss": policy, "log_prob": policy, "advantage": critic, "spread": critic}
+    torch.testing.assert_close(s.kl, d.kl)
+    torch.testing.assert_close(s.log_prob.detach(), d.log_prob)
+    assert not any(t.requires_grad for t in (s.kl, d.kl, d.log_prob))
+    found = d._asdict() | s._asdict()
+    leaf = {"policy_loss": policy, "log_prob": policy, "advantage": critic, "advantage_square": critic}
     found |= {f"d {name}": gradient(found[name], of) for name, of in leaf.items()}
     return {name: value.detach() for name, value in found.items()}
 
@@ -104,8 +84,8 @@ def test_equal_to_the_pure_functions_on_whole_logits(positions, blocks):
 # Relative error (2-norm over positions) against float64. With a bfloat16 head the policy's logits, and so log pi, are
 # still float32; differences of networks keep 8 bits: KL, advantage and the losses are as exact as the dtype.
 ERRORS = {
-    torch.float32: dict.fromkeys(oracle(*states(1, 2, 3)), 2e-6) | {"kl": 1e-5, "loss": 1e-5},
-    torch.bfloat16: dict.fromkeys(oracle(*states(1, 2, 3)), 5e-3) | {"q_taken": 1e-6, "log_prob": 2e-6},
+    torch.float32: dict.fromkeys(oracle(*states(1, 2, 3)), 2e-6) | {"kl": 1e-5, "policy_loss": 1e-5},
+    torch.bfloat16: dict.fromkeys(oracle(*states(1, 2, 3)), 5e-3) | {"log_prob": 2e-6},
 }
 
 
@@ -119,8 +99,6 @@ def test_precision_of_every_quantity_against_float64(dtype):
     for name, limit in ERRORS[dtype].items():
         size = exact[name].norm()
         error, other = ((x[name].double() - exact[name]).norm() / size for x in (got, naive))
-        if "raw_loss" in name:  # reference + critic / beta is rounded to the dtype of the hidden states here
-            limit, other = 4 * limit, 4 * other
         assert error <= limit, name
         assert error <= 1.2 * other + 1e-7, f"{name}: less exact than whole logits ({error:.1e}, {other:.1e})"
         assert got[name].dtype == (dtype if name.startswith("d ") else torch.float32), name
@@ -130,10 +108,11 @@ def test_float32_states_with_a_bfloat16_head_keep_their_small_differences():
     policy, reference, critic, weight, tokens = states(20, 64, 500)
     reference = policy + 1e-3 * reference
     exact = kl_divergence(policy @ weight.T, reference @ weight.T)
-    got = statistics(policy.float(), weight.bfloat16(), reference=reference.float()).kl
+    got = statistics(policy.float(), weight.bfloat16(), reference=reference.float(), tokens=tokens).kl
     assert (got - exact).norm() / exact.norm() < 0.05
     leaf = policy.float().requires_grad_()
-    policy_terms(leaf, reference.float(), critic.float(), weight.bfloat16(), tokens).loss.sum().backward()
+    terms = dueling_terms(leaf, reference.float(), critic.float(), weight.bfloat16(), tokens, BETA)
+    terms.policy_loss.sum().backward()
     assert leaf.grad.dtype == torch.float32
 
 
@@ -144,7 +123,7 @@ def own(policy, reference, critic, weight, tokens, blocks=None):
         f"own {n}": v
         for n, v in own_dueling_terms(leaf, reference, weight, tokens, BETA, blocks=blocks)._asdict().items()
     }
-    found |= {f"d {name}": gradient(found[name], leaf) for name in ("own advantage", "own spread")}
+    found |= {f"d {name}": gradient(found[name], leaf) for name in ("own advantage", "own advantage_square")}
     return {name: value.detach() for name, value in found.items()}
 
 
@@ -154,7 +133,7 @@ def test_a_policy_with_the_critics_weights_needs_less_for_the_same(blocks, dtype
     _, reference, critic, weight, tokens = states(7, 5, 13)
     (leaf,) = leaves(critic)
     whole = {f"own {n}": v for n, v in dueling_terms(critic, reference, leaf, weight, tokens, BETA)._asdict().items()}
-    whole |= {f"d {name}": gradient(whole[name], leaf) for name in ("own advantage", "own spread")}
+    whole |= {f"d {name}": gradient(whole[name], leaf) for name in ("own advantage", "own advantage_square")}
     got = own(None, reference.to(dtype), critic, weight.to(dtype), tokens, blocks)
     assert not got.pop("own policy_loss").any() and not any(
         t.requires_grad for t in own_dueling_terms(critic, reference, weight, tokens, BETA)
@@ -169,7 +148,6 @@ def test_gradients_are_those_of_finite_differences():
     policy_leaf, critic_leaf = leaves(policy, critic)
     small = {"blocks": Blocks(3, 4)}
     checks = {
-        "loss": (lambda h: policy_terms(h, reference, critic, weight, tokens, **small).loss, policy_leaf),
         "log_prob": (lambda h: statistics(h, weight, tokens=tokens, **small).log_prob, policy_leaf),
         "policy_loss": (
             lambda h: dueling_terms(h, reference, critic, weight, tokens, BETA, **small).policy_loss,
@@ -179,8 +157,10 @@ def test_gradients_are_those_of_finite_differences():
             lambda h: dueling_terms(policy, reference, h, weight, tokens, BETA, **small).advantage,
             critic_leaf,
         ),
-        "spread": (lambda h: dueling_terms(policy, reference, h, weight, tokens, BETA, **small).spread, critic_leaf),
-        "logit_taken": (lambda h: logit_taken(h, weight, tokens), critic_leaf),
+        "advantage_square": (
+            lambda h: dueling_terms(policy, reference, h, weight, tokens, BETA, **small).advantage_square,
+            critic_leaf,
+        ),
     }
     for name, (function, leaf) in checks.items():
         assert torch.autograd.gradcheck(function, leaf), name
@@ -190,9 +170,8 @@ def test_gradients_reach_the_network_they_are_of_and_no_other():
     policy, reference, critic, weight, tokens = states(4, 3, 7)
     roles = leaves(policy, reference, critic, weight)
     d = dueling_terms(*roles, tokens, BETA)
-    p = policy_terms(*roles, tokens)
-    s = statistics(roles[0], roles[3], reference=roles[1], q=roles[2], tokens=tokens)
-    reached = {0: [d.policy_loss, p.loss, s.log_prob], 2: [d.advantage, d.spread]}
+    s = statistics(roles[0], roles[3], reference=roles[1], tokens=tokens)
+    reached = {0: [d.policy_loss, s.log_prob], 2: [d.advantage, d.advantage_square]}
     for role, values in reached.items():
         for value in values:
             found = torch.autograd.grad(value.sum(), roles, allow_unused=True, retain_graph=True)
@@ -207,7 +186,7 @@ def test_equal_networks_have_no_divergence_and_no_advantage():
         leaf = policy.clone().requires_grad_()
         d = dueling_terms(leaf, policy, policy, weight.to(dtype), tokens, BETA)
         assert float(d.kl.abs().max()) < 1e-6 and float(d.policy_loss.detach().abs().max()) < 1e-6
-        assert float(d.advantage.detach().abs().max()) == float(d.spread.detach().abs().max()) == 0
+        assert float(d.advantage.detach().abs().max()) == float(d.advantage_square.detach().abs().max()) == 0
         assert float(gradient(d.policy_loss, leaf).abs().max()) == 0
 
 
@@ -218,20 +197,20 @@ def test_logits_of_thousands_and_a_certain_policy():
     narrow = [t.float() for t in inputs]
     exact = policy_loss(inputs[0] @ weight.T, torch.zeros(6, 40), inputs[2] @ weight.T, 1.0)
     leaf = narrow[0].requires_grad_()
-    terms = policy_terms(leaf, *narrow[1:], tokens, blocks=Blocks(4, 7))
-    torch.testing.assert_close(terms.loss.double(), exact, rtol=1e-5, atol=1e-3)
-    assert torch.isfinite(gradient(terms.loss, leaf)).all() and torch.isfinite(terms.log_prob).all()
+    terms = dueling_terms(leaf, *narrow[1:], tokens, 1.0, blocks=Blocks(4, 7))
+    torch.testing.assert_close(terms.policy_loss.double(), exact, rtol=1e-5, atol=1e-3)
+    assert torch.isfinite(gradient(terms.policy_loss, leaf)).all() and torch.isfinite(terms.log_prob).all()
     assert (terms.log_prob <= 0).all()
 
 
 def test_a_position_depends_on_its_own_states_only():
     policy, reference, critic, weight, tokens = states(9, 5, 13)
     before = dueling_terms(policy, reference, critic, weight, tokens, BETA, blocks=Blocks(4, 5))
-    policy[3] = float("nan")
+    policy[3] *= 1e6
     after = dueling_terms(policy, reference, critic, weight, tokens, BETA, blocks=Blocks(4, 5))
     others = torch.arange(9) != 3
     for a, b in zip(before, after, strict=True):
-        assert torch.equal(a[others], b[others]) and torch.isnan(b[3])
+        assert torch.equal(a[others], b[others]) and a[3] != b[3]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -257,79 +236,98 @@ def test_memory_does_not_grow_with_the_vocabulary_times_the_positions():
         return mode.elements
 
     def of_statistics(policy, reference, critic, weight, tokens):
-        statistics(policy, weight, reference=reference, q=critic, tokens=tokens, blocks=blocks)
+        statistics(policy, weight, reference=reference, tokens=tokens, blocks=blocks)
 
     def of_dueling(*inputs):
         dueling_terms(*inputs, BETA, blocks=blocks)
 
-    assert largest(of_statistics, 16) == largest(of_statistics, 400) == vocabulary * width  # the head itself
+    assert largest(of_statistics, 16) == largest(of_statistics, 80) == vocabulary * width  # the head itself
 
     def of_own_dueling(policy, reference, critic, weight, tokens):
         own_dueling_terms(critic, reference, weight, tokens, BETA, blocks=blocks)
 
-    assert largest(of_dueling, 16) == largest(of_dueling, 400) == 3 * blocks.positions * vocabulary
-    assert largest(of_own_dueling, 16) == largest(of_own_dueling, 400) == 2 * blocks.positions * vocabulary
+    assert largest(of_dueling, 16) == largest(of_dueling, 80) == 3 * blocks.positions * vocabulary
+    assert largest(of_own_dueling, 16) == largest(of_own_dueling, 80) == 2 * blocks.positions * vocabulary
 
 
-def test_only_what_is_asked_for():
-    policy, reference, critic, weight, tokens = states(3, 5, 13)
-    assert [v is None for v in statistics(policy, weight, reference=reference)] == [False, True, True, True]
-    assert [v is None for v in statistics(policy, weight, q=critic)] == [True, False, True, True]
-    assert [v is None for v in statistics(policy, weight, tokens=tokens)] == [True, True, True, False]
+def test_without_a_reference_there_is_no_divergence():
+    policy, reference, _, weight, tokens = states(3, 5, 13)
+    alone = statistics(policy, weight, tokens=tokens)
+    assert alone.kl is None
+    assert torch.equal(alone.log_prob, statistics(policy, weight, reference=reference, tokens=tokens).log_prob)
 
 
-def test_a_token_outside_the_vocabulary_has_no_probability():
-    policy, _, _, weight, tokens = states(3, 5, 13)
-    tokens[1] = 13
-    assert statistics(policy, weight, tokens=tokens, blocks=Blocks(2, 6)).log_prob.isnan().tolist() == [
-        False,
-        True,
-        False,
-    ]
+def test_tokens_of_any_integer_dtype():
+    *inputs, tokens = states(3, 5, 13)
+    expected = dueling_terms(*inputs, tokens, BETA)
+    for dtype in (torch.int32, torch.uint8):
+        for a, b in zip(expected, dueling_terms(*inputs, tokens.to(dtype), BETA), strict=True):
+            assert torch.equal(a, b)
 
 
-def test_different_numbers_of_positions_are_an_error():
-    policy, reference, critic, weight, tokens = states(3, 2, 4)
-    with pytest.raises(ValueError, match=r"policy, reference, critic, tokens have \[3, 2, 3, 3\] positions"):
-        dueling_terms(policy, reference[:2], critic, weight, tokens, BETA)
-    with pytest.raises(ValueError, match=r"policy, reference, target, tokens have \[3, 3, 3, 1\] positions"):
-        policy_terms(policy, reference, critic, weight, tokens[:1])
-    with pytest.raises(ValueError, match=r"policy, q have \[0, 0\] positions"):
-        statistics(policy[:0], weight, q=critic[:0])
+# What is refused ---------------------------------------------------------------------------------------------------
+
+STATES, TOKENS = torch.zeros(3, 5), torch.tensor([0, 12, 4])
 
 
-# Compiled kernels --------------------------------------------------------------------------------------------------
+def spoilt(tensor, index, value):
+    tensor = tensor.clone()
+    tensor[index] = value
+    return tensor
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_plain_kernels_are_the_eager_ones(monkeypatch, dtype):
-    """What a compiler would be given, without one."""
-    inputs = [t.to(dtype) if t.is_floating_point() else t for t in states(7, 16, 130)]
-    expected = ours(*inputs, Blocks(3, 50)) | own(*inputs)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    assert head.use_compiled(inputs[3]) == ""
-    assert head._kernels != head._EAGER
-    rounding = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    for name, value in (ours(*inputs, Blocks(3, 50)) | own(*inputs)).items():
-        assert (value - expected[name]).norm() <= rounding * expected[name].norm(), name
+REFUSED = {
+    "a row missing": (STATES[:2], r"shape \(2, 5\), expected \[3, 5\]"),
+    "another width": (STATES[:, :4], r"shape \(3, 4\), expected \[\w+, 5\]"),
+    "width 1": (STATES[:, :1], r"shape \(3, 1\), expected \[\w+, 5\]"),
+    "no matrix": (STATES[0], r"shape \(5,\), expected \[\w+, 5\]"),
+    "integers": (STATES.long(), r"shape \(3, 5\) of torch.int64, expected a floating dtype"),
+    "NaN": (spoilt(STATES, (1, 2), math.nan), r"shape \(3, 5\) holds NaN or infinity, expected finite values"),
+    "infinity": (spoilt(STATES, (1, 2), -math.inf), r"shape \(3, 5\) holds NaN or infinity, expected finite values"),
+    "no tensor": ([[1.0]], r"got list, expected a tensor"),
+}
+OF_STATES = {
+    "statistics": (("policy", "reference"), lambda **a: statistics(a.pop("policy"), a.pop("weight"), **a)),
+    "dueling": (("policy", "reference", "critic"), lambda **a: dueling_terms(**{"beta": BETA} | a)),
+    "own dueling": (("critic", "reference"), lambda **a: own_dueling_terms(**{"beta": BETA} | a)),
+}
 
 
-def test_without_a_compiler_the_eager_kernels_stay(monkeypatch):
-    def broken(function, **options):
-        raise RuntimeError("no C++ compiler\nfound")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    assert head.use_compiled(torch.randn(50, 8)) == "RuntimeError: no C++ compiler found"
-    assert head._kernels == head._EAGER
+def call(function, **changes):
+    """A function of hidden states with right arguments but for these."""
+    names, of_states = OF_STATES[function]
+    return of_states(**dict.fromkeys(names, STATES) | {"weight": torch.randn(13, 5), "tokens": TOKENS} | changes)
 
 
-def test_less_exact_kernels_are_refused(monkeypatch):
-    def sloppy(function, **options):
-        return lambda tile, *rest: function(tile.copy_(tile.bfloat16()), *rest)
+@pytest.mark.parametrize("function", OF_STATES)
+@pytest.mark.parametrize("fault", REFUSED)
+def test_wrong_states_are_named(function, fault):
+    names = OF_STATES[function][0]
+    for name in names[fault == "a row missing" :]:  # the first states say how many rows there are
+        with pytest.raises(ValueError, match=rf"^{name}: {REFUSED[fault][1]}") as error:
+            call(function, **{name: REFUSED[fault][0]})
+        assert "\n" not in str(error.value)
 
-    monkeypatch.setattr(torch, "compile", sloppy)
-    assert head.use_compiled(torch.randn(50, 8)).startswith("less exact than the eager kernels: statistics.kl")
-    assert head._kernels == head._EAGER
+
+@pytest.mark.parametrize("function", OF_STATES)
+def test_wrong_tokens_head_and_beta_are_named(function):
+    first = OF_STATES[function][0][0]
+    cases = {
+        r"tokens: shape \(3,\) holds -1 to 12, expected 0 to 12": {"tokens": torch.tensor([0, -1, 12])},
+        r"tokens: shape \(3,\) holds 0 to 13, expected 0 to 12": {"tokens": torch.tensor([0, 1, 13])},
+        r"tokens: shape \(2,\), expected \[3\]": {"tokens": TOKENS[:2]},
+        r"tokens: shape \(3,\) of torch.float32, expected an integer dtype": {"tokens": TOKENS.float()},
+        r"tokens: shape \(3,\) of torch.bool, expected an integer dtype": {"tokens": TOKENS.bool()},
+        r"weight: shape \(5,\), expected": {"weight": torch.zeros(5)},
+        r"weight: shape \(13, 5\) of torch.int64, expected a floating dtype": {"weight": torch.zeros(13, 5).long()},
+        rf"{first}: shape \(0, 5\), expected at least one position": dict.fromkeys(OF_STATES[function][0], STATES[:0]),
+    }
+    if function != "statistics":
+        values = (0.0, -0.1, math.nan, math.inf, "1", True)
+        cases |= {f"beta: got {value!r}, expected a finite number above 0": {"beta": value} for value in values}
+    for line, changes in cases.items():
+        with pytest.raises(ValueError, match=f"^{line}"):
+            call(function, **changes)
 
 
 # Any function ------------------------------------------------------------------------------------------------------
@@ -375,6 +373,11 @@ def test_context_gets_no_gradient_and_nothing_is_kept_without_one():
     assert not any(o.requires_grad for o in outputs)
 
 
-def test_no_position_is_an_error():
-    with pytest.raises(ValueError, match="at least one position"):
-        streamed(_function(torch.randn(3, 2)), torch.randn(0, 2), torch.randn(0, 2), torch.zeros(0))
+def test_what_streamed_refuses():
+    function, hidden, tokens = _function(torch.randn(3, 2)), torch.randn(4, 2), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"hidden: shape \(0, 2\), expected at least one position"):
+        streamed(function, hidden[:0], hidden[:0], tokens[:0])
+    with pytest.raises(ValueError, match=r"context: shape \(1, 2\), expected \[4, 2\]"):
+        streamed(function, hidden, hidden[:1], tokens)
+    with pytest.raises(ValueError, match=r"an output of the function: shape \(2, 2\), expected \[2\]"):
+        streamed(lambda h: [h], hidden, chunk=2)
