@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from etpo_core.errors import UserError
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.sections import Section
+from etpo_paper.base.settings import load_settings
 from etpo_paper.report import notebook, plotting, results
 from etpo_paper.report.names import label, ordered, task_label
 from etpo_paper.report.tables import Table, number_cell
@@ -132,7 +133,7 @@ class Distances:
     frontiers: dict[str, pd.DataFrame]
     updates: pd.DataFrame
     learners: list[str]
-    methods: Settings
+    methods: Section
     stand_ins: dict[str, str]
     notes: list[str]
 

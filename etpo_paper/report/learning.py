@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etpo_core.errors import UserError
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.settings import Worlds, load_settings
 from etpo_paper.report import notebook, plotting, results
 from etpo_paper.report.names import LABELS, counted, label, ordered
 from etpo_paper.report.tables import Table
@@ -44,7 +44,7 @@ class Regrets:
     """
 
     reported: pd.DataFrame
-    plan: Settings
+    plan: Worlds
     final: pd.DataFrame
     start: float
 
