@@ -8,6 +8,7 @@ import math
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -415,7 +416,7 @@ def _run_notebook() -> None:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
             exec(source.replace('scale = "laptop"', 'scale = "smoke"'), namespace)
-    namespace["plt"].close("all")
+    plt.close("all")
 
 
 def test_the_notebook_draws_from_the_table_alone(root):

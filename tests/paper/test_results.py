@@ -1,9 +1,6 @@
 """Reading raw results, and held-out scores of the best code."""
 
 import json
-import os
-import subprocess
-import sys
 
 import fixtures_results as fixtures
 import numpy as np
@@ -14,6 +11,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.measure import evaluation
 from etpo_paper.report import results
+from pipeline import evaluate
 
 
 @pytest.fixture
@@ -223,14 +221,7 @@ def test_the_stage_scores_real_code(root):
     (folder(root) / "best_code.py").write_text(code)
 
     def stage():
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline.evaluate", "--scale", "smoke"],
-            cwd=fixtures.CHECKOUT,
-            env=os.environ | {"ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        evaluate.main(["--scale", "smoke"])
         return (root / "evaluations" / "smoke" / "held_out.csv").read_bytes()
 
     first = stage()
