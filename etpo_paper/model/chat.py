@@ -165,8 +165,8 @@ class ChatAgent:
         *,
         max_new_tokens: int,
         generator: torch.Generator,
-        temperature: float,
-        top_k: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
         ended: Callable[[str], None] | None = None,
     ) -> list[Action]:
         """One `Action` for each state, see `generate`.

@@ -44,7 +44,8 @@ class Drafts:
         Returns:
             Token ids; an empty list if there is no guess.
         """
-        tail, guess, chance = [_BEFORE] * CONTEXTS[0] + list(written[-CONTEXTS[0] :]), [], 1.0
+        tail, chance = [_BEFORE] * CONTEXTS[0] + list(written[-CONTEXTS[0] :]), 1.0
+        guess: list[int] = []
         while len(guess) < min(most, LONGEST):
             contexts = (tuple(tail[-length:]) for length in CONTEXTS)
             followers = next((self._followers[c] for c in contexts if c in self._followers), None)
