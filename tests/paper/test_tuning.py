@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import fixtures_results as fixtures
 import matplotlib.pyplot as plt
@@ -16,7 +17,7 @@ import yaml
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
-from etpo_paper.base.settings import Settings
+from etpo_paper.base.sections import Section
 from etpo_paper.report import plotting, tuning
 
 BASE = {"beta": 0.3, "policy_lr": 1e-4, "critic_lr": 3e-4, "epochs": 2}
@@ -76,8 +77,8 @@ def cards(tmp_path, sections):
 
 
 def settings(**methods):
-    names = list(methods)
-    return Settings(methods=Settings(**{k: Settings(**v) for k, v in methods.items()}), method_names=names)
+    """The two parts of a scale's settings that say which variants there are."""
+    return SimpleNamespace(methods=Section(methods), method_names=tuple(methods))
 
 
 def test_variants_are_told_by_what_the_runs_used(tmp_path):
@@ -179,7 +180,7 @@ def tuning_root(tmp_path):
     methods["etpo_x"] = {**methods["etpo"], "method": "etpo", "policy_lr": 0.0125, "lam": 0.5}
     methods["ppo_kl_x"] = {**methods["ppo_kl"], "method": "ppo_kl", "clip": 0.75}
     planned = ["etpo", "etpo_x", "ppo_kl", "ppo_kl_x", "reflection"]
-    params["scales"]["tuning"] |= {"methods": planned, "tasks": ["breast-w"], "seeds": [0]}
+    params["scales"]["tuning"] = params["scales"]["smoke"] | {"methods": planned, "tasks": ["breast-w"], "seeds": [0]}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
     names = ("etpo", "ppo_kl", "reflection")
@@ -243,8 +244,8 @@ def test_the_notebook_ranks_the_finished_variants(tmp_path):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     root = tuning_root(tmp_path)
-    monkeypatch.setattr(paths, "PARAMS", root / "params.yaml")
-    monkeypatch.setattr(paths, "RESULTS", root / "results")
+    for name, place in {"ROOT": ".", "PARAMS": "params.yaml", "RESULTS": "results"}.items():
+        monkeypatch.setattr(paths, name, root / place)
     plotting.use_style()
     yield root
     plt.close("all")
