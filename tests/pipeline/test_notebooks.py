@@ -26,7 +26,7 @@ WRITES = {
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
     "convergence": {"mean_reward": "f", "last_fifth": "t", "settled": "t"},
-    "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
+    "style": {"complexity": "ft", "emergence": "ft", "codes": "t"},
     "credit": {"tokens": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
     "frontier": {"reward_by_kl": "ft"},

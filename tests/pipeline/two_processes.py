@@ -38,7 +38,7 @@ def run(scale, results):
         agents.append(load(*arguments, **options))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for name, parameter in agents[0].model.named_parameters():
+            for name, parameter in agents[0].networks.model.named_parameters():
                 if "lora_" in name:
                     parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
         before.append(vector(agents[0].get_state()))
