@@ -4,22 +4,36 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test lint clean-venv
+.PHONY: repro test test-all lint api clean-venv
 .DELETE_ON_ERROR:
 
 repro: $(READY)
 	@python -m pipeline.select $(SCALE)
 	dvc repro
 
+# Everything but the tests that are marked `nightly`: the attacks on the executor at all its tiers and as an ordinary
+# user, every method on two processes, and other products of things that are each tried once here.
 test: $(READY)
-	python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+test-all: $(READY)
+	$(PYTEST) -m ""
 
 lint: $(READY)
 	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+# HTML pages made from the docstrings, in build/api.
+api: $(DOCS)
+	pdoc etpo_core etpo_paper -o build/api
 
 # The lock holds the versions that were tested. On Linux, torch's default build carries gigabytes of CUDA libraries;
 # install the CPU build into $(VENV) beforehand if you have no GPU.
@@ -29,6 +43,10 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
 	@touch $(READY)
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test,docs]'
+	@touch $(DOCS)
 
 clean-venv:
 	rm -rf $(VENV)

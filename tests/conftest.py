@@ -1,6 +1,8 @@
 """What several tests share: a tiny language model of a few thousand parameters and a task, both made in memory."""
 
 import os
+import signal
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,35 @@ from stub_executor import StubExecutor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals whole files to the processes of xdist, but all of tests/sandbox to one of them: its pools are shared."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/sandbox" if nodeid.startswith("tests/sandbox/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says at the end what was skipped and why; a reason of ours says how to get what is missing."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} {'test' if count == 1 else 'tests'} skipped: {reason}")
+
+
+@pytest.fixture
+def interrupts():
+    """Has Ctrl-C raise KeyboardInterrupt, also where it is ignored (nohup, a background job of a script)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +84,35 @@ def toy_task():
     x = np.column_stack([y + 0.1 * rng.standard_normal(40), rng.standard_normal((40, 2))])
     spec = replace(TASKS["diabetes"], description="Toy")
     return Task(spec, x, y.astype(np.int64), ("a", "b", "c"), "test", None, "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def quick_program(tmp_path_factory):
+    """The folder of the program of workers that load numpy only, see `quick_workers`."""
+    from quick_workers import quick_inside
+
+    return quick_inside(tmp_path_factory.mktemp("worker"))
+
+
+@pytest.fixture
+def stage(quick_program):
+    """Runs a stage in this process, `stage("train", "--scale", ...)`; the executor's workers load numpy only."""
+    from quick_workers import workers_from
+    from stages import run_module
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    with workers_from(quick_program):
+        yield lambda name, *arguments: run_module(f"pipeline.{name}", *arguments)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """A function that has the project live in another folder, for this process and those that it starts."""
+    from stages import move
+
+    return lambda root: move(monkeypatch, root)
 
 
 @pytest.fixture

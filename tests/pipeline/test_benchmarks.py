@@ -2,22 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from stages import run_module
 
 from benchmarks import drafts
 from benchmarks.head import exponent
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_head_prints_and_saves_its_tables(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.head", "--small", "--csv", str(tmp_path / "head.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+def test_head_prints_and_saves_its_tables(tmp_path, no_processes):
+    done = run_module("benchmarks.head", "--small", "--csv", tmp_path / "head.csv")
     assert done.returncode == 0, done.stderr
     assert "of_products" in done.stdout and "exponent" in done.stdout
     with (tmp_path / "head.csv").open() as file:

@@ -2,24 +2,12 @@
 
 import csv
 import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from stages import run_module
 from transformers import LlamaConfig
 
 from benchmarks.update import LIMIT, NO_TRL, OURS, TRL, WHOLE, Load, arithmetic, numbers
-from etpo_paper.base.paths import MODELS
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(module, *arguments):
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def read(path):
@@ -27,12 +15,13 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_update_prints_and_saves_its_tables(tmp_path):
+def test_update_prints_and_saves_its_tables(tmp_path, no_processes):
     file = tmp_path / "update.csv"
     runs = ["--runs", WHOLE, TRL, "--rounds", "1", "--growth-rounds", "0"]
-    out = run("update", "--small", *runs, "--csv", str(file))
+    done = run_module("benchmarks.update", "--small", *runs, "--csv", file)
+    assert done.returncode == 0, done.stderr
     rows = read(file)
-    assert "policy and critic: backward" in out
+    assert "policy and critic: backward" in done.stdout
     assert [row["part"] for row in rows if row["run"] == OURS] == ["rollout", "update", "iteration"]
     if importlib.util.find_spec("trl") is None:
         assert [row["part"] for row in rows if row["run"] == TRL] == [NO_TRL]
@@ -63,11 +52,12 @@ def test_a_prompt_of_numbers_has_the_length_it_is_to_have():
     assert numbers(12)("3 4 11").input_ids == [3, 4, 11]
 
 
-@pytest.mark.skipif(not (MODELS / "tiny" / "card.json").exists(), reason="models/tiny has not been made")
-def test_end_to_end_splits_the_time_of_a_run(tmp_path):
+def test_end_to_end_splits_the_time_of_a_run(toy_project, tmp_path, at, stage):
+    at(toy_project)
     file = tmp_path / "end_to_end.csv"
     scale = ["--scale", "smoke", "--task", "kidney-stone", "--methods", "etpo", "--steps", "4"]
-    run("end_to_end", *scale, "--csv", str(file))
+    done = run_module("benchmarks.end_to_end", *scale, "--csv", file)
+    assert done.returncode == 0, done.stderr
     rows = {row["part"]: row for row in read(file)}
     assert list(rows) == ["rollout", "execution", "update", "rest", "total"]
     assert sum(float(rows[part]["share"]) for part in list(rows)[:-1]) == pytest.approx(1, abs=0.01)

@@ -1,15 +1,18 @@
-"""The notebooks on synthetic results: they run alone, write what they say, and the same bytes again."""
+"""The notebooks on synthetic results: they run alone, write what they say, and the same bytes again.
+
+Their cells are executed in this process, once for all tests of the same results; one notebook is also executed in a
+kernel of its own, as a user does it, and has to write the same bytes.
+"""
 
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import fixtures_results as fixtures
 import nbformat
 import pandas as pd
 import pytest
+from papermill import execute_notebook
+from papermill.exceptions import PapermillExecutionError
+from stages import InThisProcess, move, run_module
 
 from etpo_core.errors import UserError
 from etpo_paper.report import notebook
@@ -23,7 +26,7 @@ WRITES = {
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
     "convergence": {"mean_reward": "f", "last_fifth": "t", "settled": "t"},
-    "behaviour": {"complexity": "ft", "emergence": "ft", "codes": "t"},
+    "style": {"complexity": "ft", "emergence": "ft", "codes": "t"},
     "credit": {"tokens": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
     "frontier": {"reward_by_kl": "ft"},
@@ -31,18 +34,16 @@ WRITES = {
 ENDINGS = {"f": ("png", "pdf"), "t": ("csv", "md", "tex")}
 
 
-def command(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=fixtures.CHECKOUT,
-        env=os.environ | {"ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def figures(at):
+    """Runs the stage `figures` in this process, for a root, the smoke scale and a notebook."""
 
+    def run(root, name):
+        at(root)
+        with InThisProcess():
+            return run_module("pipeline.figures", "--scale", "smoke", "--notebook", name)
 
-def figures(root, name):
-    return command(root, "pipeline.figures", "--scale", "smoke", "--notebook", name)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,10 @@ def root(tmp_path_factory):
     fixtures.make_evaluation(root)
     fixtures.make_tables(root)
     fixtures.make_regret(root)
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(lambda name: figures(root, name), WRITES):
+    with pytest.MonkeyPatch.context() as patch, InThisProcess():
+        move(patch, root)
+        for name in WRITES:
+            done = run_module("pipeline.figures", "--scale", "smoke", "--notebook", name)
             assert done.returncode == 0, done.stderr
     return root
 
@@ -72,13 +75,17 @@ def test_a_notebook_writes_its_figures_and_tables(root, name):
     assert (root / "build" / "notebooks" / "smoke" / f"{name}.ipynb").is_file()
 
 
-def test_a_deleted_figure_comes_back_byte_for_byte(root):
+def test_a_deleted_figure_comes_back_byte_for_byte_from_a_kernel(root, at):
     place = root / "figures" / "smoke" / "exploration"
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     (place / "best_within_k.png").unlink()
     (place / "best_within_k.pdf").unlink()
-    assert figures(root, "exploration").returncode == 0
+    at(root)
+    done = run_module("pipeline.figures", "--scale", "smoke", "--notebook", "exploration")
+    assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    executed = nbformat.read(root / "build" / "notebooks" / "smoke" / "exploration.ipynb", as_version=4)
+    assert any(cell.outputs for cell in executed.cells if cell.cell_type == "code")
 
 
 def test_main_table_is_what_the_raw_files_say(root):
@@ -113,18 +120,18 @@ def test_stand_ins_are_marked_in_the_data_table(root):
     assert shown.count("stand-in for") == 6
 
 
-def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path):
+def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path, figures):
     fixtures.make_root(tmp_path)
     fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(lambda name: figures(tmp_path, name), ["main_table", "convergence"]):
-            assert done.returncode == 0, done.stderr
+    for name in ("main_table", "convergence"):
+        done = figures(tmp_path, name)
+        assert done.returncode == 0, done.stderr
     shown = (tmp_path / "figures/smoke/convergence/last_fifth.md").read_text()
     assert "n=1" in shown and "PPO-KL: not run" in shown and "[" not in shown
     assert "No held-out scores" in (tmp_path / "figures/smoke/main_table/main_table.md").read_text()
 
 
-def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path):
+def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path, figures):
     fixtures.make_root(tmp_path)
     fixtures.make_results(tmp_path, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=("balance-scale",))
     assert figures(tmp_path, "convergence").returncode == 0
@@ -138,7 +145,7 @@ def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path):
     assert rows["etpo_memory_difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
 
 
-def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path):
+def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path, figures):
     fixtures.make_root(tmp_path)
     fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))
     first, second = (tmp_path / f"results/smoke/etpo/balance-scale/seed{seed}/samples.jsonl" for seed in (0, 1))
@@ -154,18 +161,19 @@ def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(t
     assert "ETPO: 1 run left out" in shown and "PPO-KL: not run" in shown
     forget(second)
     done = figures(tmp_path, "credit")
-    # A kernel that is shut down may complain with a traceback of its own.
     assert done.returncode == 2 and "UserError" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the samples of scale smoke hold no credit")
     assert last.endswith("make them again: rm -r results/smoke/etpo; make repro SCALE=smoke")
 
 
-def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path):
-    source, out = "notebooks/exploration.ipynb", str(tmp_path / "out.ipynb")
-    done = command(root, "papermill", source, out, "-y", "{scale: smoke, sacle: paper}")
-    assert done.returncode != 0
-    assert "unknown notebook parameter 'sacle'; choose one of: scale" in done.stderr
+def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path, at):
+    at(root)
+    source, out = fixtures.CHECKOUT / "notebooks" / "exploration.ipynb", tmp_path / "out.ipynb"
+    with InThisProcess(), pytest.raises(PapermillExecutionError) as caught:
+        execute_notebook(source, out, parameters={"scale": "smoke", "sacle": "paper"}, kernel_name="python3")
+    assert caught.value.ename == "UserError"
+    assert caught.value.evalue == "unknown notebook parameter 'sacle'; choose one of: scale"
 
 
 @pytest.mark.parametrize(
@@ -176,8 +184,10 @@ def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path):
         (("--scale", "smoke", "--notebook", "figure_1"), "error: unknown notebook 'figure_1'"),
     ],
 )
-def test_bad_input_is_one_line(root, arguments, message):
-    done = command(root, "pipeline.figures", *arguments)
+def test_bad_input_is_one_line(root, at, arguments, message):
+    at(root)
+    with InThisProcess():
+        done = run_module("pipeline.figures", *arguments)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()][-1].startswith(message)
     assert "Traceback" not in done.stderr

@@ -1,12 +1,8 @@
-"""A pool for the whole session, a pool of each tier, and a small table."""
+"""A pool for the whole session, a pool of each tier, quick workers, and a small table."""
 
 import itertools
 import os
-import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from programs import INNOCENT, LIMITS, WALL, open_tier  # noqa: E402
-from unprivileged import NOBODY, command_as_nobody  # noqa: E402
+from quick_workers import workers_from  # noqa: E402
 
 from etpo_core.sandbox import SandboxPool, Status  # noqa: E402
 
@@ -62,6 +58,13 @@ def tier_pool():
             one.close()
 
 
+@pytest.fixture
+def quick_workers(quick_program):
+    """Has the workers that are started in a test load numpy only, for tests that are not about scikit-learn."""
+    with workers_from(quick_program):
+        yield quick_program
+
+
 @pytest.fixture(scope="session")
 def honest(pool, table):
     """The innocent program's score."""
@@ -81,46 +84,3 @@ def run(pool, table, honest):
         return outcome
 
     return once
-
-
-@pytest.fixture(scope="session", autouse=True)
-def elsewhere(request, tmp_path_factory):
-    """Runs of the corpus beside all other tests of the folder: by name, the process, or why it is not there."""
-    if not any(item.name.startswith("test_the_corpus_elsewhere") for item in request.session.items):
-        yield {}
-        return
-    here = Path(__file__).parent
-    corpus = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", str(here)]
-    corpus += [str(here / "test_corpus.py"), "--basetemp"]
-    once = [*corpus, str(tmp_path_factory.mktemp("b") / "pytest"), "-k", "not test_positive_control"]
-    runs = {"tier B": _started(tmp_path_factory, once, CORPUS="B")}
-    drop, why_not = command_as_nobody() if os.geteuid() == 0 else (None, "these tests run as an ordinary user already")
-    folder = Path(f"/tmp/etpo-nobody-{os.getpid()}")  # below tmp_path_factory's folder it could not be reached
-    if drop:
-        folder.mkdir(mode=0o700)
-        os.chown(folder, NOBODY, NOBODY)
-        home = {"HOME": str(folder), "TMPDIR": str(folder), "CORPUS": "AC"}
-        runs["ordinary user"] = _started(tmp_path_factory, [*drop, *corpus, str(folder / "pytest")], **home)
-    else:
-        runs["ordinary user"] = why_not
-    yield runs
-    for process in runs.values():
-        if not isinstance(process, str):
-            process.kill()
-            process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _started(tmp_path_factory, command, **environment):
-    output = tmp_path_factory.mktemp("elsewhere") / "output"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "COLUMNS": "200"},
-            cwd=Path(__file__).parents[2],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-    process.output = output
-    return process

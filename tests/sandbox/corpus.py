@@ -1,6 +1,6 @@
 """The corpus: programs that attack, fail or surprise, each with the outcome that it must have behind every wall.
 
-It is data; `test_corpus.py` runs it at every tier. A source may name `$secret`, `$spare`, `$folder`, `$port`, `$host`,
+It is data; `test_sandbox_corpus.py` runs it. A source may name `$secret`, `$spare`, `$folder`, `$port`, `$host`,
 `$hostname` and `$needles`, things of the test's scene that it attacks. Where the kernel or the load of the machine decides which
 of several limits is met first, all of them are expected.
 """
@@ -639,7 +639,7 @@ case("hack-sleep-then-answer", "import time; time.sleep(0.3)", OK, score="as eve
 case("hack-clock", "import time\ntime.time = time.monotonic = time.perf_counter = lambda: 0\ntime.sleep(0.01)", OK, score="as ever")
 case("hack-dentries", "import os\nfor i in range(30000):\n    try:\n        os.stat(f'/tmp/{i}' + 'x' * 200)\n    except OSError:\n        pass", OK)
 
-# determinism: the same on every worker, at every tier (`test_corpus.py` compares) ------------------------------------
+# determinism: the same on every worker, at every tier (`test_sandbox_corpus.py` compares) ------------------------------------
 
 case("same-forest", fit("ensemble", "RandomForestClassifier", "8"), OK)
 case("same-network", fit("neural_network", "MLPClassifier", "9, max_iter=9"), OK)

@@ -1,11 +1,14 @@
 """What a program must do to count, where it takes several splits to tell; `corpus.py` has the rest."""
 
+import gc
+import os
+import threading
 import time
 
-import pytest
-from programs import body
+from programs import INNOCENT, body, children
 
 from etpo_core.sandbox import Status
+from etpo_core.sandbox.worker import Worker
 
 
 def test_a_failing_first_split_ends_the_job(pool, table):
@@ -16,30 +19,53 @@ def test_a_failing_first_split_ends_the_job(pool, table):
 
 
 def test_a_program_begun_ahead_is_found_under_way_and_runs_once(pool, table, monkeypatch):
-    seen, score = [], pool._score
-    monkeypatch.setattr(pool, "_score", lambda job: seen.append(job.source) or score(job))
+    seen, run = [], Worker.run
+    monkeypatch.setattr(
+        Worker, "run", lambda self, source, *rest: seen.append(source.decode()) or run(self, source, *rest)
+    )
     first, second = (body(f"import time; time.sleep(0.05)  # ahead {n}") for n in range(2))
     with pool.ahead(*table, range(2)) as start:
         start(second)
         until = time.monotonic() + 20
         while not seen and time.monotonic() < until:
             time.sleep(0.01)
-        assert seen == [second]
+        assert set(seen) == {second}
         outcomes = pool.score_many([first, second], *table, range(2))
     assert [o.status for o in outcomes] == [Status.OK] * 2
-    assert sorted(seen) == sorted([first, second])
+    assert sorted(seen) == sorted([first, second] * 2)  # each once on each of the two splits
     assert pool.score_many([first, second], *table, range(2)) == outcomes
 
 
-def test_what_was_begun_ahead_is_stopped_when_nobody_asks_for_it(pool, table):
-    sleeper = body("import time; time.sleep(20)  # ahead")
-    began = time.monotonic()
-    with pytest.raises(RuntimeError, match="no memory"), pool.ahead(*table, [0]) as start:
-        for n in range(4):
-            start(f"{sleeper}# {n}")
-        time.sleep(0.3)
-        raise RuntimeError("no memory")
-    # Both workers are free again, and nothing is remembered of what was cut short.
-    assert pool.score(body("# after"), *table, [0]).status is Status.OK
-    assert time.monotonic() - began < 15
-    assert not any("# ahead" in job.source for job in list(pool._jobs.values()))
+def test_many_runs_leave_the_host_as_it_was(pool, table):
+    def state():
+        gc.collect()
+        below = descendants(os.getpid())
+        return (
+            len(os.listdir("/proc/self/fd")),
+            threading.active_count(),
+            len(os.listdir("/proc/self/task")),
+            below,
+            [len(os.listdir(f"/proc/{pid}/fd")) for pid in below] if os.getuid() == 0 else 0,
+        )
+
+    def descendants(pid):
+        return [other for child in children(pid) for other in (child, *descendants(child))]
+
+    mixture = [
+        INNOCENT,
+        body("raise ValueError"),
+        body("import os; os._exit(0)"),
+        body("import os; os.write(3, b'x' * 99)"),
+        body("import ctypes; ctypes.string_at(0)"),
+        body("np.ones(10 ** 10)"),
+        body("open('/etc/passwd')"),
+        "(",
+    ]
+    pool.score_many([source + "# warm" for source in mixture], *table, [0])
+    before = state()
+    sources = [f"{source}# {i}" for i in range(8) for source in mixture]
+    outcomes = pool.score_many(sources, *table, [0])
+    assert len(outcomes) == 64 and state() == before
+    for offset in range(len(mixture)):
+        assert len({outcome.status for outcome in outcomes[offset :: len(mixture)]}) == 1
+    assert Status.INFRASTRUCTURE_FAULT not in {outcome.status for outcome in outcomes}

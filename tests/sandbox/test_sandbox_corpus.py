@@ -1,6 +1,8 @@
-"""The whole corpus at every tier that this machine gives, each case followed by an innocent program.
+"""The corpus, each case followed by an innocent program.
 
-Two of the tiers run here; test_elsewhere.py says where the third does, and the corpus as an ordinary user.
+It runs in full at the best tier that this machine gives, and by one case of each group at the others, of which tier D
+shows that an attack succeeds where nothing stops it. The rest of the product is marked `nightly`, and so is the whole
+of it as an ordinary user (tests/nightly/test_corpus_as_an_ordinary_user.py).
 """
 
 import itertools
@@ -12,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 from corpus import CASES
-from programs import INNOCENT, LIMITS, TIERS
+from programs import BEST, INNOCENT, LIMITS, children
 
 from etpo_core.sandbox import Status
 from etpo_core.sandbox.scoring import make_split, table_of
@@ -20,6 +22,34 @@ from etpo_core.sandbox.scoring import make_split, table_of
 pytestmark = pytest.mark.filterwarnings("error")  # as a strict host would have it
 _number = itertools.count()
 _answers: dict[str, tuple] = {}  # what a case came to at the first tier it ran at
+
+
+def sample(cases):
+    """One case of each group: the first, if possible one that is not there to be stopped after some time."""
+    chosen = {}
+    for case in sorted(cases, key=lambda case: Status.TIMEOUT in case.expected):  # the order is kept otherwise
+        if not case.machine:
+            chosen.setdefault(case.id.partition("-")[0], case.id)
+    return set(chosen.values())
+
+
+def at_tiers(cases):
+    """Every case at every tier that it is for; `nightly` where neither the tier is the best nor the case the sample."""
+    parameters = []
+    for tier in "ABC":
+        possible = [case for case in cases if tier in case.tiers]
+        chosen = sample(possible)
+        for case in possible:
+            marks = () if tier == BEST or case.id in chosen else pytest.mark.nightly
+            parameters.append(pytest.param(case, tier, id=f"{case.id}-{tier}", marks=marks))
+    return parameters
+
+
+def without_walls(cases):
+    """Every case that has a control; `nightly` if it is not in the sample."""
+    possible = [case for case in cases if case.control is not None]
+    chosen = sample(possible)
+    return [pytest.param(c, id=c.id, marks=() if c.id in chosen else pytest.mark.nightly) for c in possible]
 
 
 @pytest.fixture
@@ -70,16 +100,13 @@ def fits(case):
         pytest.skip(f"numbers of {case.machine}")
 
 
-@pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize(("case", "tier"), at_tiers(CASES))
 def test_corpus(tier_pool, table, honest, scene, monkeypatch, case, tier):
     fits(case)
-    if tier not in case.tiers:
-        pytest.skip("shows a wall that this tier lacks")
     pool = tier_pool(tier)
     names, check = scene
     monkeypatch.setenv("ETPO_SECRET", "token")
-    worker = pool._workers[0].pid
+    workers = children(os.getpid())
     before = [array.copy() for array in table]
     monkeypatch.setattr(pool, "limits", replace(LIMITS, cpu_s=case.cpu_s, wall_s=case.wall_s or LIMITS.wall_s))
     started = time.monotonic()
@@ -103,7 +130,7 @@ def test_corpus(tier_pool, table, honest, scene, monkeypatch, case, tier):
     monkeypatch.undo()
     after = pool.score(INNOCENT + comment(), *table, [0])
     assert (after.status, after.score) == (Status.OK, honest)
-    assert pool._workers[0].pid == worker, "the program took its worker down"
+    assert children(os.getpid()) == workers, "the program took its worker down"
     if case.id.startswith("same-"):
         answer = (outcome.status, outcome.scores, outcome.error_text)
         again = pool.score(filled(case.source, names) + comment(), *table, [0])
@@ -111,7 +138,7 @@ def test_corpus(tier_pool, table, honest, scene, monkeypatch, case, tier):
         assert _answers.setdefault(case.id, answer) == answer, "another tier answered otherwise"
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.control is not None], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", without_walls(CASES))
 def test_positive_control(tier_pool, table, scene, case):
     fits(case)
     if case.control_as_root and os.getuid() != 0:

@@ -1,49 +1,46 @@
-"""Faults of the host and of the workers: nothing hangs, nothing is left behind, nobody is charged wrongly."""
+"""Faults of the host and of the workers: nothing hangs, nothing is left behind, nobody is charged wrongly.
 
-import gc
+The workers load numpy only, because most of these tests start one or two and end them.
+"""
+
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import INNOCENT, body, needs_wall
+from programs import HONEST, LOOP, alive, children, looping_child, needs_wall, quick_body, until
+from quick_workers import workers_from
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Limits, SandboxPool, Status
 from etpo_core.sandbox import pool as pool_module
+from etpo_core.sandbox import worker as worker_module
 
-LOOP = body("while True: pass")
 X, Y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+LONG = Limits(cpu_s=60, wall_s=120, memory_mb=512)  # a loop ends only when something else ends it
+SOON = 40.0  # seconds in which a pool must be of use again: not after the 60 s of a loop
 
 
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(text) for text in file.read().split()]
-
-
-def until(condition, seconds=15):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.fixture(scope="module", autouse=True)
+def quick(quick_program):
+    with workers_from(quick_program):
+        yield quick_program
 
 
 @pytest.fixture(scope="module")
-def single():
-    """One worker with long limits, so that its loops end only when something else ends them.
+def others():
+    """Children that this process had before the workers of this file."""
+    return children(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def single(others):
+    """One worker with long limits.
 
     It is started by a process with many threads and much address space, none of which may count for its children.
     """
@@ -51,46 +48,19 @@ def single():
     threads = [threading.Thread(target=time.sleep, args=(0.5,)) for _ in range(50)]
     for thread in threads:
         thread.start()
-    with SandboxPool(1, Limits(cpu_s=60, wall_s=120, memory_mb=512), allow_unsafe=True) as opened:
+    with SandboxPool(1, LONG, allow_unsafe=True) as opened:
         yield opened
     assert big.size
 
 
 def test_limits_do_not_depend_on_the_size_of_the_host(single):
-    assert single.score(body("np.ones(300 << 17)"), X, Y, [0]).status is Status.OK  # 300 MiB of 512
-    assert single.score(body("np.ones(600 << 17)"), X, Y, [0]).status is Status.OUT_OF_MEMORY
+    assert single.score(quick_body("np.ones(300 << 17)"), X, Y, [0]).status is Status.OK  # 300 MiB of 512
+    assert single.score(quick_body("np.ones(600 << 17)"), X, Y, [0]).status is Status.OUT_OF_MEMORY
 
 
-def looping_child(pool):
-    """Process ids of the first worker and of its running child, once that is in its loop."""
-
-    def busy():
-        worker = pool._workers[0]
-        return worker.alive and worker.ready and children(worker.pid)
-
-    until(busy, 60)
-    time.sleep(0.2)  # let it get past its confinement and into the loop
-    return pool._workers[0].pid, children(pool._workers[0].pid)[0]
-
-
-@needs_wall
-def test_lost_workers_are_replaced_and_a_second_loss_is_charged(single):
-    os.kill(single._workers[0].pid, signal.SIGKILL)  # while idle: nobody is charged
-    result = []
-    thread = threading.Thread(target=lambda: result.append(single.score(LOOP + "# lost", X, Y, [0])))
-    thread.start()
-    for _ in range(2):
-        worker, child = looping_child(single)
-        os.kill(worker, signal.SIGKILL)
-        until(lambda child=child: not alive(child))  # a child dies with its zygote
-    thread.join(30)
-    assert result[0].status is Status.CRASH and "worker" in result[0].message
-    assert single.score(INNOCENT + "##", X, Y, [0]).status is Status.OK
-
-
-def test_interrupting_a_batch_leaves_a_usable_pool(single):
+def test_interrupting_a_batch_leaves_a_usable_pool(single, others, interrupts):
     def interrupt():
-        looping_child(single)
+        looping_child(os.getpid(), others)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -99,22 +69,58 @@ def test_interrupting_a_batch_leaves_a_usable_pool(single):
         single.score_many([LOOP + f"# {i}" for i in range(3)], X, Y, [0])
     thread.join()
     interrupted = time.monotonic()
-    assert single._jobs == {key: job for key, job in single._jobs.items() if job.future.done()}
-    assert single.score(INNOCENT + "###", X, Y, [0]).status is Status.OK
-    assert time.monotonic() - interrupted < 40  # and not after the 60 s of the first loop
+    assert single.score(HONEST + "# interrupted", X, Y, [0]).status is Status.OK
+    assert time.monotonic() - interrupted < SOON
 
 
 def test_leaving_an_iterator_early_stops_the_rest(single):
-    outcomes = single.score_iter([INNOCENT, LOOP + "# iterator"], X, Y, [0])
+    outcomes = single.score_iter([HONEST, LOOP + "# iterator"], X, Y, [0])
     assert next(outcomes).status is Status.OK
     outcomes.close()
     started = time.monotonic()
-    assert single.score(INNOCENT + "####", X, Y, [0]).status is Status.OK
-    assert time.monotonic() - started < 40  # and not after the 60 s of the loop
+    assert single.score(HONEST + "# iterator", X, Y, [0]).status is Status.OK
+    assert time.monotonic() - started < SOON
 
 
-def test_close_ends_what_runs_and_those_who_wait():
-    pool = SandboxPool(1, Limits(cpu_s=60, wall_s=120), allow_unsafe=True)
+def test_what_was_begun_ahead_is_stopped_when_nobody_asks_for_it(single, others):
+    sleepers = [quick_body(f"import time; time.sleep(100)  # {n}") for n in range(3)]
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="no memory"), single.ahead(X, Y, [0]) as start:
+        for sleeper in sleepers:
+            start(sleeper)
+        time.sleep(0.3)
+        raise RuntimeError("no memory")
+    # The worker is free again, and what was cut short is not remembered: it runs when it is asked for.
+    assert single.score(HONEST + "# ahead", X, Y, [0]).status is Status.OK
+    assert time.monotonic() - began < SOON
+    single.limits = Limits(cpu_s=60, wall_s=0.5)
+    try:
+        assert single.score(sleepers[0], X, Y, [0]).status is Status.TIMEOUT
+    finally:
+        single.limits = LONG
+
+
+@needs_wall
+def test_lost_workers_are_replaced_and_a_second_loss_is_charged(single, others):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(single.score(LOOP + "# lost", X, Y, [0])))
+    thread.start()
+    for _ in range(2):
+        worker, child = looping_child(os.getpid(), others)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda child=child: not alive(child))  # a child dies with its zygote
+    thread.join(60)
+    assert result[0].status is Status.CRASH and "worker" in result[0].message
+    # A worker that is lost while idle is replaced too, and nobody is charged.
+    assert single.score(HONEST + "# lost", X, Y, [0]).status is Status.OK
+    for pid in set(children(os.getpid())) - set(others):
+        os.kill(pid, signal.SIGKILL)
+    assert single.score(HONEST + "# idle", X, Y, [0]).status is Status.OK
+
+
+def test_close_ends_what_runs_and_those_who_wait(others, single):
+    before = children(os.getpid())
+    pool = SandboxPool(1, LONG, allow_unsafe=True)
     caught = []
 
     def wait():
@@ -125,124 +131,108 @@ def test_close_ends_what_runs_and_those_who_wait():
 
     thread = threading.Thread(target=wait)
     thread.start()
-    worker, child = looping_child(pool)
+    worker, child = looping_child(os.getpid(), before)
     pool.close()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive() and "closed" in caught[0]
     until(lambda: not alive(child) and not alive(worker))
     pool.close()
     with pytest.raises(UserError, match="closed"):
-        pool.score(INNOCENT, X, Y, [0])
+        pool.score(HONEST, X, Y, [0])
+
+
+# The host in a process of its own ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(quick):
+    """Starts a process that executes lines of Python; Ctrl-C interrupts it however the tests were started."""
+    started = []
+
+    def start(*lines, inside=quick):
+        script = [
+            "import signal, sys, threading, time",
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",
+            "from pathlib import Path",
+            "import numpy as np",
+            "from etpo_core.sandbox import Limits, SandboxPool, worker",
+            f"worker._INSIDE = Path({str(inside)!r})",
+            "x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2",
+            *lines,
+        ]
+        command = [sys.executable, "-c", "\n".join(script)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @needs_wall
-def test_killing_the_host_leaves_nothing():
-    script = textwrap.dedent(f"""
-        import numpy as np, sys, threading, time
-        from etpo_core.sandbox import Limits, SandboxPool
-        made = []
-        thread = threading.Thread(target=lambda: made.append(SandboxPool(1, Limits(cpu_s=60, wall_s=120))))
-        thread.start(); thread.join()      # workers outlive the thread that started them
-        pool = made[0]
-        x = np.arange(40.0).reshape(20, 2)
-        print(pool._workers[0].pid, pool.score({INNOCENT!r}, x, np.arange(20) % 2, [0]).status, flush=True)
-        pool.score({LOOP!r}, x, np.arange(20) % 2, [0])
-    """)
-    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    worker, status = host.stdout.readline().split()
-    assert status == "ok"
-    until(lambda: children(int(worker)))
-    child = children(int(worker))[0]
-    host.kill()
-    host.wait()
-    host.stdout.close()
-    until(lambda: not alive(int(worker)) and not alive(child), 5)
+def test_killing_the_host_leaves_nothing(host):
+    process = host(
+        "made = []",
+        "start = lambda: made.append(SandboxPool(1, Limits(cpu_s=60, wall_s=120)))",
+        "thread = threading.Thread(target=start)",
+        "thread.start(); thread.join()  # workers outlive the thread that started them",
+        f"print(made[0].score({HONEST!r}, x, y, [0]).status, flush=True)",
+        f"made[0].score({LOOP!r}, x, y, [0])",
+    )
+    assert process.stdout.readline() == "ok\n"
+    worker, child = looping_child(process.pid)
+    process.kill()
+    until(lambda: not alive(worker) and not alive(child), 10)
 
 
 @needs_wall
-def test_a_host_killed_while_its_workers_start_leaves_nothing():
-    script = textwrap.dedent("""
-        from etpo_core.sandbox.walls import probe
-        from etpo_core.sandbox.worker import Worker
-        worker = Worker(probe().walls(None, False, ()))
-        worker.wait_tried()             # it loads its libraries now, and listens to nobody
-        print(worker.pid, flush=True)
-        worker.wait_ready()
-        import time; time.sleep(60)
-    """)
-    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    worker = int(host.stdout.readline())
+def test_a_host_killed_while_its_workers_start_leaves_nothing(host):
+    process = host(
+        "from etpo_core.sandbox.walls import probe",
+        "started = worker.Worker(probe().walls(None, False, ()))",
+        "started.wait_tried()  # it loads its libraries now, and listens to nobody",
+        "print(started.pid, flush=True)",
+        "started.wait_ready()",
+        "time.sleep(60)",
+        inside=Path(worker_module.__file__).parent / "inside",  # the real program, which takes seconds to start
+    )
+    worker = int(process.stdout.readline())
     assert alive(worker)
-    host.kill()
-    host.wait()
-    host.stdout.close()
-    until(lambda: not alive(worker), 1)
+    process.kill()
+    until(lambda: not alive(worker), 2)
 
 
 @needs_wall
-def test_ctrl_c_ends_the_host_and_all_that_it_started():
-    script = textwrap.dedent(f"""
-        import numpy as np
-        from etpo_core.sandbox import Limits, SandboxPool
-        with SandboxPool(1, Limits(cpu_s=60, wall_s=120)) as pool:
-            print(pool._workers[0].pid, flush=True)
-            pool.score({LOOP!r}, np.arange(40.0).reshape(20, 2), np.arange(20) % 2, [0])
-    """)
-    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    worker = int(host.stdout.readline())
-    until(lambda: children(worker))
-    child = children(worker)[0]
-    host.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in host.communicate(timeout=20)[1]
-    until(lambda: not alive(worker) and not alive(child), 2)
+def test_ctrl_c_ends_the_host_and_all_that_it_started(host):
+    process = host(
+        "with SandboxPool(1, Limits(cpu_s=60, wall_s=120)) as pool:",
+        f"    pool.score({LOOP!r}, x, y, [0])",
+    )
+    worker, child = looping_child(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    until(lambda: not alive(worker) and not alive(child), 5)
+
+
+# Starting and remembering --------------------------------------------------------------------------------------------
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(pool_module, "_REMEMBERED", 3)
+    ran, run = [], worker_module.Worker.run
+    monkeypatch.setattr(worker_module.Worker, "run", lambda self, *job: ran.append(job[0]) or run(self, *job))
     with SandboxPool(1, allow_unsafe=True) as pool:
-        pool.score_many([f"raise ValueError({i})" for i in range(6)], X, Y, [0])
-        assert [job.source for job in pool._jobs.values()] == [""] * 3
-        assert pool.score("raise ValueError(5)", X, Y, [0]).message == "5" and len(pool._jobs) == 3
+        sources = [f"raise ValueError({i})" for i in range(6)]
+        assert [outcome.message for outcome in pool.score_many(sources, X, Y, [0])] == list("012345")
+        assert pool.score(sources[5], X, Y, [0]).message == "5" and len(ran) == 6  # one of the last three
+        assert pool.score(sources[2], X, Y, [0]).message == "2" and len(ran) == 7
 
 
 def test_a_worker_that_does_not_start_is_told(monkeypatch, tmp_path):
-    from etpo_core.sandbox import worker as worker_module
-
     with SandboxPool(1, allow_unsafe=True):
         pass  # the walls are tried before, with the real program
     (tmp_path / "__main__.py").write_text("raise ImportError('no sklearn')")
     monkeypatch.setattr(worker_module, "_INSIDE", tmp_path)
     with pytest.raises(UserError, match="no sklearn"):
         SandboxPool(1, allow_unsafe=True)
-
-
-def test_many_runs_leave_the_host_as_it_was(pool, table):
-    def state():
-        gc.collect()
-        return (
-            len(os.listdir("/proc/self/fd")),
-            threading.active_count(),
-            len(os.listdir("/proc/self/task")),
-            [len(children(worker.pid)) for worker in pool._workers],
-            [len(os.listdir(f"/proc/{worker.pid}/fd")) for worker in pool._workers] if os.getuid() == 0 else 0,
-            sorted(children(os.getpid())),
-        )
-
-    mixture = [
-        INNOCENT,
-        body("raise ValueError"),
-        body("import os; os._exit(0)"),
-        body("import os; os.write(3, b'x' * 99)"),
-        body("import ctypes; ctypes.string_at(0)"),
-        body("np.ones(10 ** 10)"),
-        body("open('/etc/passwd')"),
-        "(",
-    ]
-    pool.score_many([source + "# warm" for source in mixture], *table, [0])
-    before = state()
-    sources = [f"{source}# {i}" for i in range(25) for source in mixture]
-    outcomes = pool.score_many(sources, *table, [0])
-    assert len(outcomes) == 200 and state() == before
-    for offset in range(len(mixture)):
-        assert len({outcome.status for outcome in outcomes[offset :: len(mixture)]}) == 1
-    assert Status.INFRASTRUCTURE_FAULT not in {outcome.status for outcome in outcomes}

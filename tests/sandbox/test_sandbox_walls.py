@@ -3,49 +3,67 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
-from programs import INNOCENT, LIMITS, body, needs_wall, open_tier
+from programs import HONEST, INNOCENT, LIMITS, body, children, needs_wall
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status, Tier, bubblewrap, walls
 from etpo_core.sandbox import worker as worker_module
-from etpo_core.sandbox.doctor import as_text
+from etpo_core.sandbox.doctor import as_text, examine
 from etpo_core.sandbox.filter import Unavailable
 
 X, Y = np.arange(80.0).reshape(40, 2) % 7, np.arange(40) % 2
 LAYERS = ["system-call filter", "Landlock", "bubblewrap"]
-# what a container may forbid, as a filter of the process that then runs the doctor
-FORBID = """
-import errno, sys
+# What a container may forbid, as a filter of a process that then tries the walls or, with `doctor`, runs the doctor. A
+# line of output for each list of things that it is to lack; the first line names the modules that are loaded for it.
+WITHOUT = """
+import dataclasses, errno, json, os, sys
+from etpo_core.sandbox import Tier
+from etpo_core.sandbox.walls import probe
+print(json.dumps(sorted(sys.modules)), flush=True)
 import pyseccomp as seccomp
-rules = seccomp.SyscallFilter(seccomp.ALLOW)
-if "namespaces" in sys.argv:
-    rules.add_rule(seccomp.ERRNO(errno.EPERM), "unshare")
-    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
-        rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
-if "landlock" in sys.argv:
-    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), 444)
-rules.load()
-sys.argv[:] = ["doctor", "doctor", "--json"]
-import runpy
-runpy.run_module("etpo_core.sandbox", run_name="__main__")
+from etpo_core.sandbox.doctor import examine
+for lacks in sys.argv[2:]:
+    if os.fork():
+        os.wait()
+        continue
+    rules = seccomp.SyscallFilter(seccomp.ALLOW)
+    if "namespaces" in lacks:
+        rules.add_rule(seccomp.ERRNO(errno.EPERM), "unshare")
+        rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+        for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+            rules.add_rule(seccomp.ERRNO(errno.EPERM), "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
+    if "landlock" in lacks:
+        rules.add_rule(seccomp.ERRNO(errno.ENOSYS), 444)
+    if "package" in lacks:
+        os.environ["PATH"] = "/nowhere"
+    rules.load()
+    found = probe()
+    layers = [dataclasses.asdict(layer) for layer in found.layers]
+    report = examine() if sys.argv[1] == "doctor" else {"layers": layers, "tier": str(found.tier)}
+    print(json.dumps(report), flush=True)
+    os._exit(0)
 """
+LACKS = {"nothing": [], "namespaces": ["bubblewrap"], "landlock": ["Landlock"], "namespaces landlock": LAYERS[1:]}
+LACKS["package"] = ["bubblewrap"]
 
 
-def doctor(*forbidden, path=None):
-    """The doctor's report and exit status in a process that lacks something."""
-    environment = os.environ | ({"PATH": path} if path is not None else {})
-    ended = subprocess.run(
-        [sys.executable, "-c", FORBID, *forbidden], capture_output=True, text=True, env=environment, check=False
-    )
-    assert ended.stdout, ended.stderr
-    return json.loads(ended.stdout), ended.returncode
+def reports(what):
+    """The modules that trying the walls loads; by what is lacking, what a process finds that lacks it."""
+    ended = subprocess.run([sys.executable, "-c", WITHOUT, what, *LACKS], capture_output=True, text=True)
+    modules, *found = map(json.loads, ended.stdout.splitlines())
+    assert len(found) == len(LACKS), ended.stderr
+    return modules, dict(zip(LACKS, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def tried():
+    return reports("probe")
 
 
 @pytest.fixture
@@ -56,48 +74,60 @@ def fresh():
     walls.probe.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def here():
-    """What this machine has, by the doctor's own words."""
-    return doctor()[0]
-
-
 def holding(report):
     return [layer["name"] for layer in report["layers"] if layer["holds"]]
 
 
 @needs_wall
-def test_the_doctor_of_this_machine(here):
-    assert here["healthy"] and [layer["name"] for layer in here["layers"]] == LAYERS
-    assert all(test["holds"] for test in here["self_test"]) and len(here["self_test"]) == 8
-    assert here["cost"]["wall_ms"] > here["cost"]["child_cpu_ms"] > 0
-    assert all(bool(layer["mend"]) != layer["holds"] for layer in here["layers"])
-    text = as_text(here)
-    assert f"tier {here['tier']}" in text and "ms an execution" in text and "EXPECTED" not in text
+def test_the_doctor_of_this_machine():
+    report = examine()
+    assert report["healthy"] and [layer["name"] for layer in report["layers"]] == LAYERS
+    assert all(test["holds"] for test in report["self_test"]) and len(report["self_test"]) == 8
+    assert report["cost"]["wall_ms"] > report["cost"]["child_cpu_ms"] > 0
+    assert all(bool(layer["mend"]) != layer["holds"] for layer in report["layers"])
+    text = as_text(report)
+    assert f"tier {report['tier']}" in text and "ms an execution" in text and "EXPECTED" not in text
 
 
-@needs_wall
-@pytest.mark.parametrize(
-    ("forbidden", "without"),
-    [(("namespaces",), ["bubblewrap"]), (("landlock",), ["Landlock"]), (("namespaces", "landlock"), LAYERS[1:])],
-)
-def test_the_doctor_where_something_is_forbidden(here, forbidden, without):
-    report, status = doctor(*forbidden)
-    left = [name for name in holding(here) if name not in without]
-    assert status == 0 and holding(report) == left
-    assert report["tier"] == ("C" if "Landlock" in without else "B" if "Landlock" in left else "C")
+def check(found, lacking):
+    """What is lacking is found to be so and named with its remedy; the tier is what is left."""
+    without = LACKS[lacking]
+    report = found[lacking]
+    assert holding(report) == [name for name in holding(found["nothing"]) if name not in without]
+    left = holding(report)
+    assert report["tier"] == ("A" if left == LAYERS else "B" if left == LAYERS[:2] else "C")
     for layer in report["layers"]:
+        assert layer["detail"]
         if layer["name"] in without:
-            assert layer["detail"] and layer["mend"]
-    assert all(test["holds"] for test in report["self_test"])
+            assert layer["mend"]
 
 
 @needs_wall
-def test_the_doctor_without_bubblewrap_names_its_package(here):
-    report, status = doctor(path="/nowhere")
-    assert status == 0 and "bubblewrap" not in holding(report)
-    assert report["layers"][2]["detail"] == "not installed" and "install" in report["layers"][2]["mend"]
-    assert report["layers"][2]["mend"].endswith("bubblewrap")
+@pytest.mark.parametrize("lacking", [name for name in LACKS if name != "nothing"])
+def test_a_wall_that_something_forbids_is_named(tried, lacking):
+    check(tried[1], lacking)
+
+
+@needs_wall
+def test_bubblewrap_that_is_not_installed_is_named_as_a_package(tried):
+    layer = tried[1]["package"]["layers"][2]
+    assert layer["detail"] == "not installed" and "install" in layer["mend"] and layer["mend"].endswith("bubblewrap")
+
+
+@needs_wall
+def test_the_executor_loads_nothing_else_of_ours(tried):
+    ours = [name for name in tried[0] if name.startswith(("etpo_core.", "etpo_paper", "pipeline"))]
+    assert all(name == "etpo_core.errors" or name.startswith("etpo_core.sandbox") for name in ours), ours
+    assert not {"torch", "transformers"} & set(tried[0])
+
+
+@needs_wall
+@pytest.mark.nightly
+def test_the_doctor_where_something_is_forbidden():
+    found = reports("doctor")[1]
+    for lacking, report in found.items():
+        check(found, lacking)
+        assert report["healthy"] and all(test["holds"] for test in report["self_test"]), lacking
 
 
 def test_the_doctor_without_a_filter_refuses(fresh, monkeypatch, capsys):
@@ -169,23 +199,24 @@ def test_a_wall_that_pretends_is_noticed(fresh, monkeypatch, tmp_path, layer):
 
 
 @pytest.mark.parametrize("tier", ["A", "B", "C"])
-def test_a_pool_says_what_holds(tier):
-    with open_tier(tier) as pool:
-        count = {"A": 3, "B": 2, "C": 1}[tier]
-        assert pool.tier == tier and list(pool.layers) == LAYERS[:count]
-        assert pool.score(INNOCENT, X, Y, [0]).tier == tier
+def test_a_pool_says_what_holds(tier_pool, tier):
+    pool, count = tier_pool(tier), {"A": 3, "B": 2, "C": 1}[tier]
+    assert pool.tier == tier and list(pool.layers) == LAYERS[:count]
+    assert pool.score(INNOCENT, X, Y, [0]).tier == tier
 
 
 @needs_wall
-def test_a_worker_whose_walls_fell_is_not_used(monkeypatch):
+def test_a_worker_whose_walls_fell_is_not_used(quick_workers, monkeypatch):
+    others = children(os.getpid())
     with SandboxPool(1, LIMITS) as pool:
         monkeypatch.setattr(worker_module.Worker, "wait_tried", lambda self: (0, 0))
-        pool._workers[0].kill()
-        outcome = pool.score(INNOCENT, X, Y, [0])
+        for pid in set(children(os.getpid())) - set(others):
+            os.kill(pid, signal.SIGKILL)
+        outcome = pool.score(HONEST, X, Y, [0])
     assert outcome.status is Status.INFRASTRUCTURE_FAULT and "walls of a new worker" in outcome.message
 
 
-def test_tier_d_is_refused_unless_asked_for():
+def test_tier_d_is_refused_unless_asked_for(quick_workers):
     with pytest.raises(UserError, match="allow_unsafe=True"):
         SandboxPool(1, tier=Tier.D)
     with (
@@ -195,24 +226,20 @@ def test_tier_d_is_refused_unless_asked_for():
         assert pool.layers == () and pool.tier is Tier.D
 
 
-def in_bubblewrap(code):
+def test_the_file_tree_of_the_workers_holds_libraries_only():
     if bubblewrap.executable() is None:
         pytest.skip("bubblewrap is not installed")
-    command = bubblewrap.command(("pandas",), worker_module._INSIDE)
-    return subprocess.run([*command, sys.executable, "-P", "-s", "-c", code], capture_output=True, text=True)
-
-
-def test_the_file_tree_of_the_workers_holds_libraries_only():
     here = os.path.dirname(importlib.util.find_spec("sklearn").origin)
     assert len(os.listdir(f"{here}/datasets/data")) > 1  # the control: the tables with their labels are there outside
-    ended = in_bubblewrap(
-        f"""if True:
-        import os, sys, sklearn, pandas
+    code = f"""if True:
+        import importlib.util, os
         assert os.listdir({here!r} + "/datasets/data") == ["__init__.py"], "labels"
         assert not os.path.exists({os.getcwd()!r} + "/etpo_paper/environment/text_mdp.py"), "the project"
-        assert importlib_finds("pytest") is None, "packages that are not needed"
-    """.replace("importlib_finds", "__import__('importlib.util').util.find_spec")
-    )
+        there = [name for name in ("numpy", "sklearn", "pandas", "pytest", "torch") if importlib.util.find_spec(name)]
+        assert there == ["numpy", "sklearn", "pandas"], there
+    """
+    command = bubblewrap.command(("pandas",), worker_module._INSIDE)
+    ended = subprocess.run([*command, sys.executable, "-P", "-s", "-c", code], capture_output=True, text=True)
     if "new namespace" in ended.stderr or "uid map" in ended.stderr:
         pytest.skip("no namespaces here")
     assert ended.returncode == 0, ended.stderr
@@ -227,23 +254,11 @@ def test_a_module_to_preload_is_named_when_it_is_missing():
 
 
 @needs_wall
-def test_modules_are_there_when_named():
+def test_modules_are_there_when_named(pool):
     source = body("import pandas; assert pandas.DataFrame({'a': [1]}).a.sum() == 1")
-    with SandboxPool(1, LIMITS) as pool:
-        assert pool.score(source, X, Y, [0]).error_type == "ModuleNotFoundError"
-    with SandboxPool(1, LIMITS, preload=["pandas"]) as pool:
-        assert pool.score(source, X, Y, [0]).error_text == ""
-
-
-def test_the_package_stands_alone():
-    script = textwrap.dedent("""
-        import sys
-        import etpo_core.sandbox
-        ours = {name for name in sys.modules if name.startswith("etpo_core.")}
-        assert all(name == "etpo_core.errors" or name.startswith("etpo_core.sandbox") for name in ours), ours
-        assert not {"torch", "transformers"} & set(sys.modules)
-    """)
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert pool.score(source, X, Y, [0]).error_type == "ModuleNotFoundError"
+    with SandboxPool(1, LIMITS, preload=["pandas"]) as other:
+        assert other.score(source, X, Y, [0]).error_text == ""
 
 
 @needs_wall

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 NOBODY = 65534
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def reachable(path):
@@ -13,11 +14,14 @@ def reachable(path):
 
 
 def command_as_nobody():
-    """What runs a command as an ordinary user, in a file tree where the interpreter can be reached; or why not."""
+    """The beginning of a command line that runs a command as an ordinary user, and why there is none if it is None.
+
+    Folders that an ordinary user may not enter are opened by bubblewrap where they hold Python or the checkout.
+    """
     if not shutil.which("setpriv"):
         return None, "setpriv is missing"
     drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    needed = [Path(p).resolve() for p in (sys.prefix, sys.base_prefix, __file__)]
+    needed = [Path(p).resolve() for p in (sys.prefix, sys.base_prefix, CHECKOUT)]
     hidden = [path for path in needed if not reachable(path)]
     if not hidden:
         return drop, ""
