@@ -23,7 +23,7 @@ from stub_executor import StubExecutor
 
 from etpo_core.errors import UserError, one_line_errors
 from etpo_paper.base import distributed, paths
-from etpo_paper.base.settings import Settings, load_settings, read_params
+from etpo_paper.base.settings import load_settings, read_params
 from etpo_paper.data.tasks import TASKS, Task, prepare_task, save_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
@@ -49,7 +49,7 @@ def start(name, folder, stop_after=None):
     settings = load_settings("smoke")
     training = {"env_steps": budget, "environments": 4, "steps_per_update": 2, "max_new_tokens": 9, "lora_rank": 4}
     training |= {"top_k": 20} if name == "top_k" else {}
-    settings.training = Settings(**{**vars(settings.training), **training, "micro_batch_tokens": 400})
+    settings = settings.replace(training={**training, "micro_batch_tokens": 400})
     method = build_method(method_name, settings.methods[method_name])
     model, tokenizer, card, task = torch.load(folder / "model.pt", weights_only=False)
     agent = Agent(model, tokenizer, card, rank=4 if method.trains else None, alpha=8, seed=0, precision="float32")
