@@ -45,8 +45,10 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
         raise UserError(f"--workers: got {workers}, expected at least 1")
     settings = entry.resolve(scale)
     if not settings.runs.keep_finished:
-        place = settings.place("runs", "keep_finished")
-        raise UserError(f"{place} is false, so `dvc repro` would make each of these runs again; set it in {place.file}")
+        raise UserError(
+            f"scales.{scale}.runs.keep_finished is false, so `dvc repro` would make each of these runs again; "
+            f"set it to true in {settings.file}"
+        )
     matrix = itertools.product(settings.seeds, settings.tasks, settings.method_names)
     own = {m: load_settings(scale, m) for m in settings.method_names}
     missing = [run for s, t, m in matrix if not finished(run := Run(scale, m, t, s), own[m])]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from etpo_paper.base import paths
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.settings import load_settings
 from etpo_paper.methods import build_method
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, run_parameters
@@ -17,10 +17,8 @@ def results(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def settings():
-    settings = load_settings("smoke")
     training = {"env_steps": 20, "environments": 4, "steps_per_update": 2, "max_new_tokens": 6, "lora_rank": 4}
-    settings.training = Settings(**{**vars(settings.training), **training})
-    return settings
+    return load_settings("smoke").replace(training=training)
 
 
 def start(name, settings, make_agent, task, executor, seed=0, stop_after=None):
@@ -93,8 +91,7 @@ def test_same_seed_same_files_and_a_killed_run_goes_on_as_if_it_was_not(
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(results, settings, make_agent, toy_task, stub_executor):
     start("etpo", settings, make_agent, toy_task, stub_executor, stop_after=1)
-    other = load_settings("smoke")
-    other.training = Settings(**{**vars(settings.training), "temperature": 0.9})
+    other = settings.replace(training={"temperature": 0.9})
     _, rows = start("etpo", other, make_agent, toy_task, stub_executor)
     assert [row["steps"] for row in rows] == [8, 16, 20]
 

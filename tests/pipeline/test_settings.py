@@ -292,7 +292,7 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
             "error: unknown scale 'smok'; did you mean 'smoke'? choose one of: batches, factors, .*",
         ),
         (select.main, [], "error: the following arguments are required: scale; see `.* --help`"),
-        (matrix.main, ["--scale", "laptop"], "error: runs.keep_finished is false, so `dvc repro` would make each .*"),
+        (matrix.main, ["--scale", "laptop"], "error: scales.laptop.runs.keep_finished is false, so `dvc .*"),
         (matrix.main, ["--scale", "study", "--workers", "0"], "error: --workers: got 0, expected at least 1"),
         (
             figures.main,
