@@ -142,7 +142,7 @@ def test_work_that_is_dealt_is_put_together_in_its_order(played):
 def test_a_run_that_lost_a_process_says_so_and_goes_on_as_if_it_had_not(played):
     (status, line), (killed, _) = ends(played, "lose")
     assert killed == -signal.SIGKILL and status == 2
-    assert line.startswith("error: another process of this run was lost")
+    assert line.startswith("error: another process of this run ended without an error message")
     assert [status for status, _ in ends(played, "resume")] == [0, 0]
     whole, lost = (torch.load(played / f"{name}0.pt") for name in ("etpo", "resume"))
     assert lost[1].equal(whole[1]) and lost[2] < whole[2]
