@@ -115,6 +115,11 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: size()] if size() > 1 else items
 
 
+def together(count: int) -> int:
+    """How many items all processes have, if each has `count`."""
+    return count * size()
+
+
 def merge(items: list[T]) -> list[T]:
     """Undoes `share`: the results of all processes, in the order of the whole list."""
     if size() == 1:

@@ -147,7 +147,7 @@ class _Uniform:
     """
 
     def __init__(self, generator: torch.Generator, count: int):
-        self.generator, self.count = generator, count * distributed.size()
+        self.generator, self.count = generator, distributed.together(count)
         self.share = list(distributed.share(range(self.count)))
         self.numbers: list[Tensor] = []  # of each step, for the rows of this process
         self.states = [generator.get_state()]  # of the generator after each number of steps
