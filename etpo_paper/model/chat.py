@@ -33,6 +33,7 @@ GAP = "    # (the gap)\n"
 # How often the client repeats a request when the server is busy, fails or cannot be reached. It waits 0.5, 1, 2, 4 and
 # 8 seconds, somewhat less at random, or as long as the server asks for.
 RETRIES = 5
+TIMEOUT = 120.0  # seconds until a request without an answer is tried again; the client's own limit is ten minutes
 AT_ONCE = 8  # requests in flight
 
 
@@ -80,7 +81,7 @@ class ChatAgent:
         return cls(model) if os.environ.get("OPENAI_API_KEY") else None
 
     def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(api_key=self._key, base_url=self._base_url, max_retries=RETRIES)
+        return openai.AsyncOpenAI(api_key=self._key, base_url=self._base_url, max_retries=RETRIES, timeout=TIMEOUT)
 
     def generate(
         self,
