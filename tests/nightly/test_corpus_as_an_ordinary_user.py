@@ -31,7 +31,8 @@ def test_the_corpus_as_an_ordinary_user(home):
     sandbox = CHECKOUT / "tests" / "sandbox"
     corpus = [sys.executable, "-B", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", sandbox, "-m", ""]
     corpus += ["--basetemp", home / "pytest", sandbox / "test_sandbox_corpus.py"]
-    environment = os.environ | {"HOME": str(home), "TMPDIR": str(home), "COLUMNS": "200"}
+    ours = os.pathsep.join(map(str, (CHECKOUT, CHECKOUT / "tests")))  # the conftest above the folder is cut off
+    environment = os.environ | {"HOME": str(home), "TMPDIR": str(home), "COLUMNS": "200", "PYTHONPATH": ours}
     ended = subprocess.run(
         [*drop, *corpus], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=1800
     )
