@@ -6,15 +6,15 @@ writes models/smollm2-base. For `codellama` it writes a card alone, which refers
 section `base_model` of params.yaml names; no weights are copied.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from etpo_core.errors import one_line_errors, unknown
 from etpo_paper.base.paths import MODELS
-from etpo_paper.base.settings import read_params
+from etpo_paper.base.sections import unknown_name
+from etpo_paper.base.settings import load_defaults
 from etpo_paper.model.loading import build_tiny, convert_smollm2, fetch_hub
+from pipeline import entry
 
 
 def make(model: str) -> str:
@@ -26,14 +26,14 @@ def make(model: str) -> str:
     Returns:
         The name of the folder in models/.
     """
-    settings = read_params()["base_model"]
+    settings = load_defaults().base_model  # the same at every scale
     makers: dict[str, Callable[[Path], Any]] = {
-        "tiny": lambda folder: make_tiny(folder, settings["tiny"]["seed"]),
+        "tiny": lambda folder: make_tiny(folder, settings.tiny.seed),
         "smollm2": convert_smollm2,
-        "codellama": lambda folder: fetch_hub(settings["codellama"]["source"], folder),
+        "codellama": lambda folder: fetch_hub(settings.codellama.source, folder),
     }
     if model not in makers:
-        raise unknown("model", model, makers)
+        raise unknown_name("model", model, makers)
     name = f"{model}-base"
     makers[model](MODELS / name)
     return name
@@ -47,11 +47,11 @@ def make_tiny(folder: Path, seed: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of the stage."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Runs the stage from its command line."""
+    parser = entry.parser(__doc__)
     parser.add_argument("--model", required=True, help="tiny, smollm2 or codellama")
     arguments = parser.parse_args(argv)
-    with one_line_errors():
+    with entry.one_line_errors():
         name = make(arguments.model)
         print(f"{MODELS / name}: ready")
 

@@ -5,18 +5,17 @@
 Writes evaluations/{scale}/gradients.csv; what is compared and why stands in `etpo_paper.measure.gradients`.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
 
-from etpo_core.errors import one_line_errors
+from etpo_core.errors import UserError
 from etpo_core.interfaces import Transition
 from etpo_paper.base import distributed, paths
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_rows
-from etpo_paper.base.settings import Settings, load_settings
+from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import load_task
 from etpo_paper.environment.rollout import collect
 from etpo_paper.environment.text_mdp import TextEnvironments
@@ -25,6 +24,7 @@ from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
 from etpo_paper.report.results import GRADIENT_COLUMNS
 from etpo_paper.training.run import Run
+from pipeline import entry
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 
@@ -71,9 +71,15 @@ def described(agent: Agent, transitions: list[Transition], gamma: float) -> Acti
 
 
 def run(scale: str) -> None:
-    """Lets the untrained model act on the scale's first task, compares, and writes the table."""
-    settings = load_settings(scale)
+    """Lets the untrained model act on the scale's first task, compares, and writes the table.
+
+    Raises:
+        UserError: the scale does not say how to compare.
+    """
+    settings = entry.resolve(scale)
     g, task = settings.gradients, settings.tasks[0]
+    if g is None:
+        raise UserError(f"scales.{scale} of {settings.file} has no section gradients; see studies/tuning/params.yaml")
     device = distributed.device()
     precision = choose(settings.training.precision).precision if device.type == "cpu" else ""
     agent = load_agent(Run(scale, "reflection", task, 0), settings, device, False, precision)
@@ -96,11 +102,9 @@ def run(scale: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs the stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", required=True, help="whose model and first task, e.g. tuning")
-    arguments = parser.parse_args(argv)
-    with one_line_errors():
+    """Runs the stage from its command line."""
+    arguments = entry.parser(__doc__, scale="tuning").parse_args(argv)
+    with entry.one_line_errors():
         run(arguments.scale)
 
 

@@ -6,7 +6,6 @@ Writes evaluations/{scale}/regret.csv. Each variant has the same budget of tunin
 least regret at the end of training on a world that is not reported.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from tqdm import tqdm
 
-from etpo_core.errors import UserError, one_line_errors
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import write_rows
 from etpo_paper.base.settings import load_settings
@@ -22,6 +20,7 @@ from etpo_paper.methods import build_method
 from etpo_paper.report.results import REGRET_COLUMNS
 from etpo_paper.tabular.learning import learn
 from etpo_paper.tabular.worlds import random_world
+from pipeline import entry
 
 RATES = {"policy_lr": 1.0, "critic_lr": 3.0, "value_lr": 3.0}
 POINTS = 60  # of a curve that are written
@@ -32,12 +31,10 @@ def run_one(scale: str, variant: str, world: int, rate: float) -> list[float]:
     torch.set_num_threads(1)  # the tables are tiny, and several runs share the machine
     settings = load_settings(scale)
     w = settings.worlds
-    changes = dict(w.variants[variant].plain())
-    name = changes.pop("method")
-    section = settings.methods[name].plain() | {"beta": w.beta, "gamma": w.gamma} | changes
-    section |= {key: factor * rate for key, factor in RATES.items() if key in section}
+    name, section = entry.variant_section(settings, variant)
+    rates = {key: factor * rate for key, factor in RATES.items() if key in section}
     return learn(
-        build_method(name, section),
+        build_method(name, section.plain() | rates),
         random_world(world, w.states, w.vocabulary, w.longest),
         updates=w.updates,
         count=w.environments,
@@ -56,10 +53,10 @@ def at_the_end(curve: list[float]) -> float:
 
 def run(scale: str) -> None:
     """Tunes each variant, runs it on the reported worlds and writes all curves."""
-    w = load_settings(scale).worlds
-    if w.tuning_seed in w.seeds:
-        raise UserError(f"worlds.seeds holds worlds.tuning_seed {w.tuning_seed}: report other worlds than are tuned on")
-    variants = list(w.variants)
+    settings = entry.resolve(scale)
+    w, variants = settings.worlds, list(settings.worlds.variants)
+    for variant in variants:  # a finished round of tuning need not have the methods of all variants
+        entry.variant_section(settings, variant)
     rows = []
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         bar = tqdm(total=len(variants) * (len(w.learning_rates) + len(w.seeds)), unit="run", desc="worlds")
@@ -89,11 +86,9 @@ def run(scale: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the command line and runs the stage."""
-    parser = argparse.ArgumentParser(description="Trains every method in worlds small enough to enumerate.")
-    parser.add_argument("--scale", required=True, help="smoke, laptop, study or paper")
-    arguments = parser.parse_args(argv)
-    with one_line_errors():
+    """Runs the stage from its command line."""
+    arguments = entry.parser(__doc__, scale="laptop").parse_args(argv)
+    with entry.one_line_errors():
         run(arguments.scale)
 
 

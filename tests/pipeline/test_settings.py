@@ -21,7 +21,7 @@ from etpo_paper.base.settings import (
     scales,
 )
 from etpo_paper.data.tasks import SOURCES, TASKS
-from pipeline import entry, figures, matrix, select, train
+from pipeline import base_model, data, entry, figures, gradients, matrix, select, train, warm_start, worlds
 
 PARAMS = read_params()
 STUDIES = PARAMS["studies"]
@@ -294,6 +294,11 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
         (select.main, [], "error: the following arguments are required: scale; see `.* --help`"),
         (matrix.main, ["--scale", "laptop"], "error: scales.laptop.runs.keep_finished is false, so `dvc .*"),
         (matrix.main, ["--scale", "study", "--workers", "0"], "error: --workers: got 0, expected at least 1"),
+        (gradients.main, ["--scale", "laptop"], "error: scales.laptop of params.yaml has no section gradients; see .*"),
+        (base_model.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
+        (warm_start.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
+        (data.main, ["--task", "iris"], "error: unknown task 'iris'; choose one of: airlines, .*"),
+        (worlds.main, ["--scale", "retuning"], "error: unknown method 'etpo_on_logits' in worlds.variants.etpo_.*"),
         (
             figures.main,
             ["--scale", "laptop", "--notebook", "mian_table"],

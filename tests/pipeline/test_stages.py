@@ -36,6 +36,11 @@ def test_what_a_stage_needs_comes_with_the_project_or_is_made_by_another():
     assert not missing
 
 
+def test_every_notebook_is_run_by_a_stage():
+    drawn = {*STAGES["figures"]["matrix"]["notebook"], "tuning", "advantages"}
+    assert drawn == {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
+
+
 def _resolved(text, selected, item):
     def value(match):
         first, *rest = match[1].split(".")
