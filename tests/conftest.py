@@ -1,17 +1,18 @@
-"""What several tests share: a tiny language model of a few thousand parameters and a task, both made in memory."""
+"""What several tests share: a tiny language model of a few thousand parameters and a task, both made in memory.
 
+The process that deals the tests to others loads this file too: what takes long to import is imported where it is used.
+"""
+
+import copy
 import os
 import signal
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from stub_executor import StubExecutor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores already
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -61,8 +62,6 @@ def tiny_language_model(tmp_path_factory):
 @pytest.fixture
 def make_agent(tiny_language_model):
     """A function that returns a fresh agent on a copy of the tiny model."""
-    import copy
-
     from etpo_paper.model.agent import Agent
 
     def make(seed: int = 0, rank: int | None = 4, layers: int = 0, precision: str = "float32", **more) -> Agent:
@@ -77,6 +76,8 @@ def make_agent(tiny_language_model):
 @pytest.fixture
 def toy_task():
     """Forty rows of a task whose first column is its label."""
+    import numpy as np
+
     from etpo_paper.data.tasks import TASKS, Task
 
     rng = np.random.default_rng(0)
@@ -97,11 +98,12 @@ def quick_program(tmp_path_factory):
 @pytest.fixture
 def stage(quick_program):
     """Runs a stage in this process, `stage("train", "--scale", ...)`; the executor's workers load numpy only."""
+    import torch
     from quick_workers import workers_from
-    from stages import run_module
+    from stages import nothing_is_timed, run_module
 
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    with workers_from(quick_program):
+    with workers_from(quick_program), nothing_is_timed():
         yield lambda name, *arguments: run_module(f"pipeline.{name}", *arguments)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
@@ -117,4 +119,6 @@ def at(monkeypatch):
 
 @pytest.fixture
 def stub_executor():
+    from stub_executor import StubExecutor
+
     return StubExecutor()

@@ -9,6 +9,14 @@ import pytest
 
 from etpo_core.sandbox import worker
 
+PRELOAD = """
+
+def preload(extra):
+    import numpy.ma, numpy.random
+    for name in extra:
+        _load(name)
+"""
+
 
 def quick_inside(folder: Path) -> Path:
     """A copy of the program that a worker runs, which loads numpy where the original loads all of scikit-learn.
@@ -18,7 +26,7 @@ def quick_inside(folder: Path) -> Path:
     inside = folder / "inside"
     shutil.copytree(worker._INSIDE, inside)
     with (inside / "preload.py").open("a") as file:
-        file.write("\n\ndef preload(extra):\n    import numpy.ma, numpy.random\n")
+        file.write(PRELOAD)
     return inside
 
 

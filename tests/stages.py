@@ -6,10 +6,9 @@ import pkgutil
 import subprocess
 import sys
 import threading
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import nbformat
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -29,6 +28,16 @@ def run_module(module, *arguments):
         except SystemExit as ended:
             status = ended.code or 0
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def nothing_is_timed():
+    """Has a stage take the number of threads and the precision that its settings say, without trying what is faster."""
+    from etpo_paper.base import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_rate", lambda dtype: 1.0)
+        yield
 
 
 def instead_of_processes(monkeypatch):
@@ -74,6 +83,7 @@ def execute_here(manager):
     Cells are executed as plain Python, so what IPython would show of their last lines is not made.
     """
     import matplotlib.pyplot as plt
+    import nbformat
     from IPython.display import display
 
     names = {"__name__": "__main__", "In": [""], "display": display}

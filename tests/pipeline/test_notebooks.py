@@ -7,11 +7,8 @@ kernel of its own, as a user does it, and has to write the same bytes.
 import json
 
 import fixtures_results as fixtures
-import nbformat
 import pandas as pd
 import pytest
-from papermill import execute_notebook
-from papermill.exceptions import PapermillExecutionError
 from stages import InThisProcess, move, run_module
 
 from etpo_core.errors import UserError
@@ -76,6 +73,8 @@ def test_a_notebook_writes_its_figures_and_tables(root, name):
 
 
 def test_a_deleted_figure_comes_back_byte_for_byte_from_a_kernel(root, at):
+    import nbformat
+
     place = root / "figures" / "smoke" / "exploration"
     before = {path.name: path.read_bytes() for path in place.iterdir()}
     (place / "best_within_k.png").unlink()
@@ -168,6 +167,9 @@ def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(t
 
 
 def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path, at):
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
     at(root)
     source, out = fixtures.CHECKOUT / "notebooks" / "exploration.ipynb", tmp_path / "out.ipynb"
     with InThisProcess(), pytest.raises(PapermillExecutionError) as caught:
@@ -212,6 +214,8 @@ def test_parameters_are_checked_outside_a_kernel_too():
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_every_notebook_is_clean_and_complete(path):
+    import nbformat  # it takes seconds to load
+
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
     code = [cell for cell in book.cells if cell.cell_type == "code"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stages import nothing_is_timed
 from stub_executor import StubExecutor
 
 import pipeline.executor
@@ -44,7 +45,7 @@ def run(scale, results):
         before.append(vector(agents[0].get_state()))
         return agents[0]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, nothing_is_timed():
         patch.setattr(train, "load_agent", load_moved)
         patch.setattr(pipeline.executor, "SandboxPool", lambda *_, **__: executor)
         patch.setattr(paths, "RESULTS", results)
@@ -90,7 +91,8 @@ def fail(folder, rank):
         raise UserError("the second one's disk is full")
 
     pipeline.executor.SandboxPool = full if rank == 1 else lambda *_, **__: StubExecutor()
-    start("etpo-failed")
+    with nothing_is_timed():
+        start("etpo-failed")
 
 
 def misshare(folder, rank):

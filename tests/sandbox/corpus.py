@@ -61,7 +61,7 @@ def case(id_: str, source: str, *expected: Status, **rest: object) -> None:
     """Adds a case; a source without a build_model is the beginning of one that then behaves."""
     whole = source if "build_model" in source or rest.pop("whole", False) else body(source)
     if TIME in expected:
-        rest["cpu_s"] = 0.5  # this long it is going to take
+        rest["cpu_s"] = 0.25  # this long it is going to take
     CASES.append(Case(id_, whole, frozenset(expected), **rest))
 
 

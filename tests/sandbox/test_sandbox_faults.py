@@ -3,13 +3,13 @@
 The workers load numpy only, because most of these tests start one or two and end them.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,36 +143,58 @@ def test_close_ends_what_runs_and_those_who_wait(others, single):
 
 # The host in a process of its own ------------------------------------------------------------------------------------
 
+# Imports everything once and forks a host for each program that it is given, as a line of JSON. A host says its process
+# id, then what its program says, and whether Ctrl-C ended it: that works there however the tests were started.
+HOSTS = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import numpy as np
+from etpo_core.sandbox import Limits, SandboxPool, walls, worker
+real = worker._INSIDE
+x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the hosts
+for line in sys.stdin:
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        worker._INSIDE = Path(sys.argv[1])
+        print(os.getpid(), flush=True)
+        try:
+            exec(json.loads(line))
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts(quick):
+    command = [sys.executable, "-c", HOSTS, quick]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
 
 @pytest.fixture
-def host(quick):
-    """Starts a process that executes lines of Python; Ctrl-C interrupts it however the tests were started."""
+def host(hosts):
+    """Starts a host for a program; returns its process id and a function that reads the next line of what it says."""
     started = []
 
-    def start(*lines, inside=quick):
-        script = [
-            "import signal, sys, threading, time",
-            "signal.signal(signal.SIGINT, signal.default_int_handler)",
-            "from pathlib import Path",
-            "import numpy as np",
-            "from etpo_core.sandbox import Limits, SandboxPool, worker",
-            f"worker._INSIDE = Path({str(inside)!r})",
-            "x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2",
-            *lines,
-        ]
-        command = [sys.executable, "-c", "\n".join(script)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return started[-1]
+    def start(*lines):
+        hosts.stdin.write(json.dumps("\n".join(lines)) + "\n")
+        hosts.stdin.flush()
+        started.append(int(hosts.stdout.readline()))
+        return started[-1], lambda: hosts.stdout.readline().strip()
 
     yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    for pid in started:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 @needs_wall
 def test_killing_the_host_leaves_nothing(host):
-    process = host(
+    pid, says = host(
         "made = []",
         "start = lambda: made.append(SandboxPool(1, Limits(cpu_s=60, wall_s=120)))",
         "thread = threading.Thread(target=start)",
@@ -180,39 +202,38 @@ def test_killing_the_host_leaves_nothing(host):
         f"print(made[0].score({HONEST!r}, x, y, [0]).status, flush=True)",
         f"made[0].score({LOOP!r}, x, y, [0])",
     )
-    assert process.stdout.readline() == "ok\n"
-    worker, child = looping_child(process.pid)
-    process.kill()
+    assert says() == "ok"
+    worker, child = looping_child(pid)
+    os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(worker) and not alive(child), 10)
 
 
 @needs_wall
 def test_a_host_killed_while_its_workers_start_leaves_nothing(host):
-    process = host(
-        "from etpo_core.sandbox.walls import probe",
-        "started = worker.Worker(probe().walls(None, False, ()))",
+    pid, says = host(
+        "worker._INSIDE = real  # takes seconds to start",
+        "started = worker.Worker(walls.probe().walls(None, False, ()))",
         "started.wait_tried()  # it loads its libraries now, and listens to nobody",
         "print(started.pid, flush=True)",
         "started.wait_ready()",
         "time.sleep(60)",
-        inside=Path(worker_module.__file__).parent / "inside",  # the real program, which takes seconds to start
     )
-    worker = int(process.stdout.readline())
+    worker = int(says())
     assert alive(worker)
-    process.kill()
+    os.kill(pid, signal.SIGKILL)
     until(lambda: not alive(worker), 2)
 
 
 @needs_wall
 def test_ctrl_c_ends_the_host_and_all_that_it_started(host):
-    process = host(
+    pid, says = host(
         "with SandboxPool(1, Limits(cpu_s=60, wall_s=120)) as pool:",
         f"    pool.score({LOOP!r}, x, y, [0])",
     )
-    worker, child = looping_child(process.pid)
-    process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    until(lambda: not alive(worker) and not alive(child), 5)
+    worker, child = looping_child(pid)
+    os.kill(pid, signal.SIGINT)
+    assert says() == "interrupted"
+    until(lambda: not alive(pid) and not alive(worker) and not alive(child), 5)
 
 
 # Starting and remembering --------------------------------------------------------------------------------------------

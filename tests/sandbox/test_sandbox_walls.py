@@ -246,7 +246,7 @@ def test_the_file_tree_of_the_workers_holds_libraries_only():
 
 
 @needs_wall
-def test_a_module_to_preload_is_named_when_it_is_missing():
+def test_a_module_to_preload_is_named_when_it_is_missing(quick_workers):
     with pytest.raises(UserError, match="cannot preload 'no_such_module'.*install it"):
         SandboxPool(1, preload=["no_such_module"])
     with pytest.raises(UserError, match="list of module names"):
