@@ -9,14 +9,16 @@ A stage looks like this:
 """
 
 import argparse
-from collections.abc import Mapping
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
-from etpo_core.errors import one_line_errors
+from etpo_core import errors
 from etpo_paper.base.sections import Section, mistake, unknown_name
 from etpo_paper.base.settings import Settings, load_settings
-
-__all__ = ["check_task", "one_line_errors", "parser", "resolve", "variant_section"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +40,20 @@ def parser(doc: str | None, *, scale: str | None = None) -> Parser:
     if scale is not None:
         made.add_argument("--scale", required=True, help=f"one of params.yaml or a finished round, e.g. {scale}")
     return made
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """`etpo_core.errors.one_line_errors`, and a line at the start where Ctrl-C has no effect.
+
+    A command that a script starts in the background inherits that the signal of Ctrl-C is ignored, and Python leaves it
+    so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        stop = f"`kill {os.getpid()}` stops it"
+        print(f"note: Ctrl-C has no effect here, what started this command switched it off; {stop}", file=sys.stderr)
+    with errors.one_line_errors():
+        yield
 
 
 def resolve(scale: str, method: str | None = None) -> Settings:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -170,59 +168,3 @@ def causal_log_likelihood(model: Any, start: Sequence[int] = ()) -> LogLikelihoo
         return scores.cpu()
 
     return log_likelihood
-
-
-def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Puts each trained policy beside the model that its training started from.
-
-    Args:
-        rows: evaluations/{scale}/perplexity.csv, as `results.load_perplexity` reads it.
-
-    Returns:
-        A frame with a row for each run and corpus: method, task, seed, corpus, tokens, nll, base and reference (the
-        nll of these two models) and change (of the perplexity, after / before - 1); and the number of rows that were
-        left out because they were measured on another text or with other windows than the reference.
-    """
-    rows = rows.copy()
-    # The end of a key identifies text, window and precision. Rows without keys are taken to belong together.
-    rows["text"] = rows["key"].astype(str).str.rsplit("-", n=1).str[-1] if "key" in rows else ""
-    place = ["corpus", "text"]
-    base = rows.loc[rows["model"] == "base", [*place, "nll"]].rename(columns={"nll": "base"})
-    own = rows.loc[rows["model"] == "reference", place].merge(base, "left", place)
-    runs = rows[~rows["model"].isin(["base", "reference"])]
-    paired = runs.rename(columns={"model": "method", "before_nll": "reference"}).merge(own, on=place)
-    paired["change"] = np.expm1((paired["nll"] - paired["reference"]).astype(float))
-    names = "method task seed corpus tokens nll base reference change"
-    return paired[names.split()], len(runs) - len(paired)
-
-
-def before_and_after(paired: pd.DataFrame) -> pd.DataFrame:
-    """Summarises what training changed, by method and text.
-
-    Args:
-        paired: the frame that `paired_runs` returns.
-
-    Returns:
-        A row for each method and corpus, over its runs: method, corpus, runs, tokens (scored in each run), base
-        (perplexity before the warm start), before (perplexity of the reference), after (exp of the mean nll), change
-        (after / before - 1), change_low and change_high (the smallest and largest change of a run).
-    """
-    table = []
-    for (method, corpus), group in paired.groupby(["method", "corpus"]):
-        before, after = group["reference"].mean(), group["nll"].mean()
-        table.append(
-            {
-                "method": method,
-                "corpus": corpus,
-                "runs": len(group),
-                "tokens": int(group["tokens"].iloc[0]),
-                "base": math.exp(group["base"].mean()),
-                "before": math.exp(before),
-                "after": math.exp(after),
-                "change": math.expm1(after - before),
-                "change_low": group["change"].min(),
-                "change_high": group["change"].max(),
-            }
-        )
-    names = "method corpus runs tokens base before after change change_low change_high"
-    return pd.DataFrame(table, columns=names.split())

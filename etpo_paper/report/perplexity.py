@@ -4,6 +4,7 @@ The stage `perplexity` measures three kinds of text that have nothing to do with
 called "base" there, and "reference" is the model that every method starts from.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from etpo_core.errors import UserError
 from etpo_paper.data.corpora import CORPORA
 from etpo_paper.report import notebook, plotting, results
 from etpo_paper.report.names import label, ordered, task_label
@@ -24,8 +26,8 @@ class Perplexities:
 
     Attributes:
         rows: see `results.load_perplexity`.
-        runs: a row for each trained policy and text, see `measure.perplexity.paired_runs`.
-        changes: a row for each method and text, see `measure.perplexity.before_and_after`.
+        runs: a row for each trained policy and text, see `paired_runs`.
+        changes: a row for each method and text, see `before_and_after`.
         methods: methods with trained policies.
         titles: text -> its title, with a dagger if it is a stand-in.
         notes: see `results.notes`, and what is to be said about the texts.
@@ -39,16 +41,19 @@ class Perplexities:
     notes: list[str]
 
 
-def collect(scale: str, rows: pd.DataFrame, runs: pd.DataFrame, left_out: int, changes: pd.DataFrame) -> Perplexities:
-    """What the notebook shows, from what was measured.
+def collect(scale: str) -> Perplexities:
+    """What the notebook shows, from the table that the stage `perplexity` wrote.
 
-    Args:
-        scale: whose policies they are.
-        rows: see `results.load_perplexity`.
-        runs: see `measure.perplexity.paired_runs`.
-        left_out: rows that it left out.
-        changes: see `measure.perplexity.before_and_after`.
+    Raises:
+        UserError: nothing was measured.
     """
+    rows = results.load_perplexity(scale)
+    if rows.empty:
+        raise UserError(
+            f"no perplexities of scale {scale}; measure them: python -m pipeline.perplexity --scale {scale}"
+        )
+    runs, left_out = paired_runs(rows)
+    changes = before_and_after(runs)
     methods = ordered(changes["method"])
     named = rows.dropna(subset="stand_in")
     stand_ins = dict(zip(named["corpus"], named["stand_in"], strict=True))
@@ -61,6 +66,62 @@ def collect(scale: str, rows: pd.DataFrame, runs: pd.DataFrame, left_out: int, c
     if left_out:
         notes.append(f"{left_out} rows are not shown: they were measured on another text than the reference.")
     return Perplexities(rows, runs, changes, methods, titles, notes)
+
+
+def paired_runs(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Puts each trained policy beside the model that its training started from.
+
+    Args:
+        rows: evaluations/{scale}/perplexity.csv, as `results.load_perplexity` reads it.
+
+    Returns:
+        A frame with a row for each run and corpus: method, task, seed, corpus, tokens, nll, base and reference (the
+        nll of these two models) and change (of the perplexity, after / before - 1); and the number of rows that were
+        left out because they were measured on another text or with other windows than the reference.
+    """
+    rows = rows.copy()
+    # The end of a key identifies text, window and precision. Rows without keys are taken to belong together.
+    rows["text"] = rows["key"].astype(str).str.rsplit("-", n=1).str[-1] if "key" in rows else ""
+    place = ["corpus", "text"]
+    base = rows.loc[rows["model"] == "base", [*place, "nll"]].rename(columns={"nll": "base"})
+    own = rows.loc[rows["model"] == "reference", place].merge(base, "left", place)
+    runs = rows[~rows["model"].isin(["base", "reference"])]
+    paired = runs.rename(columns={"model": "method", "before_nll": "reference"}).merge(own, on=place)
+    paired["change"] = np.expm1((paired["nll"] - paired["reference"]).astype(float))
+    names = "method task seed corpus tokens nll base reference change"
+    return paired[names.split()], len(runs) - len(paired)
+
+
+def before_and_after(paired: pd.DataFrame) -> pd.DataFrame:
+    """Summarises what training changed, by method and text.
+
+    Args:
+        paired: the frame that `paired_runs` returns.
+
+    Returns:
+        A row for each method and corpus, over its runs: method, corpus, runs, tokens (scored in each run), base
+        (perplexity before the warm start), before (perplexity of the reference), after (exp of the mean nll), change
+        (after / before - 1), change_low and change_high (the smallest and largest change of a run).
+    """
+    table = []
+    for (method, corpus), group in paired.groupby(["method", "corpus"]):
+        before, after = group["reference"].mean(), group["nll"].mean()
+        table.append(
+            {
+                "method": method,
+                "corpus": corpus,
+                "runs": len(group),
+                "tokens": int(group["tokens"].iloc[0]),
+                "base": math.exp(group["base"].mean()),
+                "before": math.exp(before),
+                "after": math.exp(after),
+                "change": math.expm1(after - before),
+                "change_low": group["change"].min(),
+                "change_high": group["change"].max(),
+            }
+        )
+    names = "method corpus runs tokens base before after change change_low change_high"
+    return pd.DataFrame(table, columns=names.split())
 
 
 def answer(data: Perplexities) -> str:

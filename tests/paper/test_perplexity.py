@@ -21,15 +21,15 @@ from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.data import corpora
 from etpo_paper.measure.perplexity import (
-    before_and_after,
     causal_log_likelihood,
-    paired_runs,
     perplexity,
     token_log_likelihood,
     windows,
 )
+from etpo_paper.measure.policies import Loader, Subject
 from etpo_paper.model import loading as language_model
 from etpo_paper.report import results
+from etpo_paper.report.perplexity import before_and_after, paired_runs
 from pipeline import perplexity as stage
 
 VOCABULARY = 97
@@ -290,7 +290,7 @@ def test_stage_measures_base_reference_and_policy(root):
 def test_stage_goes_on_where_it_was_killed(root, monkeypatch):
     whole = stage.run("smoke").read_bytes()
     (root / "evaluations/smoke/perplexity.csv").unlink()
-    measure, done = stage._measure, []
+    measure, done = stage.measure, []
 
     def dies_after_four(*arguments):
         if len(done) == 4:
@@ -298,11 +298,11 @@ def test_stage_goes_on_where_it_was_killed(root, monkeypatch):
         done.append(arguments[0].name)
         return measure(*arguments)
 
-    monkeypatch.setattr(stage, "_measure", dies_after_four)
+    monkeypatch.setattr(stage, "measure", dies_after_four)
     with pytest.raises(KeyboardInterrupt):
         stage.run("smoke")
     assert len(_rows(root / "evaluations/smoke/perplexity.csv")) == 4
-    monkeypatch.setattr(stage, "_measure", lambda *arguments: done.append("again") or measure(*arguments))
+    monkeypatch.setattr(stage, "measure", lambda *arguments: done.append("again") or measure(*arguments))
     assert stage.run("smoke").read_bytes() == whole
     assert done.count("again") == 5
     assert stage.run("smoke").read_bytes() == whole and done.count("again") == 5  # nothing left to do
@@ -350,9 +350,9 @@ def test_stage_says_what_is_missing(root):
 
 
 def test_adapters_come_and_go_without_a_trace(root):
-    loader = stage._Loader(torch.float32, "cpu")
-    reference = stage.Subject("reference", "", "", "tiny")
-    policy = stage.Subject("etpo", "kidney-stone", "0", "tiny", _run(root, 0) / "checkpoint" / "policy" / "policy")
+    loader = Loader(torch.float32, "cpu")
+    reference = Subject("reference", "", "", "tiny")
+    policy = Subject("etpo", "kidney-stone", "0", "tiny", _run(root, 0) / "checkpoint" / "policy" / "policy")
     seen = []
     for subject in (reference, policy, policy, reference):
         with loader.use(subject) as (model, _):

@@ -1,6 +1,7 @@
 """The stages of dvc.yaml: `dvc repro` fails as a whole where one of them needs what nobody makes."""
 
 import re
+import signal
 import subprocess
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings, read_params, scales
+from pipeline import entry
 from pipeline.select import selection
 
 STAGES = yaml.safe_load((paths.ROOT / "dvc.yaml").read_text())["stages"]
@@ -73,11 +75,21 @@ def test_the_settings_that_a_stage_depends_on_are_there(scale):
     for name, stage in STAGES.items():
         do = stage.get("do", stage)
         for item in _items(stage, selected):
-            for entry in do.get("params", []):
-                (file, keys) = ("params.yaml", [entry]) if isinstance(entry, str) else next(iter(entry.items()))
+            for named in do.get("params", []):
+                (file, keys) = ("params.yaml", [named]) if isinstance(named, str) else next(iter(named.items()))
                 file = _resolved(file, selected, item)
                 for key in keys:
                     found = files.setdefault(file, read_params(file))
                     for part in _resolved(key, selected, item).split("."):
                         assert part in found, f"{name}: {file} has no {key} ({item})"
                         found = found[part]
+
+
+@pytest.mark.parametrize(("handler", "told"), [(signal.SIG_IGN, True), (signal.default_int_handler, False)])
+def test_a_command_says_at_its_start_that_ctrl_c_is_off(capsys, handler, told):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with entry.one_line_errors():
+            assert ("note: Ctrl-C has no effect here" in capsys.readouterr().err) == told
+    finally:
+        signal.signal(signal.SIGINT, before)
