@@ -111,7 +111,7 @@ def whole_work_if_fewer(items: int) -> Iterator[None]:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """The items of a list, or the rows of a tensor, that are this process's."""
+    """The items of a list that are this process's: every `size()`-th, beginning with its rank."""
     return items[rank() :: size()] if size() > 1 else items
 
 

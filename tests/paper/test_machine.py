@@ -45,3 +45,12 @@ def test_threads_are_given_up_only_for_a_clear_gain(monkeypatch):
     torch.set_num_threads(2)
     rates(monkeypatch, {torch.float32: lambda threads: 100.0 if threads == 2 else 300.0})
     assert machine.choose("float32").threads == 2
+
+
+def test_fast_matmul_is_exact_or_off():
+    before = torch.get_float32_matmul_precision()
+    switched = machine.use_fast_matmul()
+    assert torch.get_float32_matmul_precision() == ("medium" if switched else before)
+    a = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
+    error = ((a @ a.T).double() - a.double() @ a.double().T).abs().max()
+    assert error < 1e-3

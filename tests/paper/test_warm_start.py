@@ -12,7 +12,6 @@ import torch
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Outcome, Status
-from etpo_paper.base.machine import use_fast_matmul
 from etpo_paper.environment.prompts import program, reflection_prompt, task_prompt
 from etpo_paper.model import loading as language_model
 from etpo_paper.model.loading import build_tiny, load_model
@@ -298,16 +297,6 @@ def test_a_checkpoint_of_other_settings_or_cut_short_is_not_used(trained, tiny, 
 def test_settings_that_make_no_sense_are_told():
     with pytest.raises(UserError, match="batch 12: give at least 1 step and a batch that is a multiple of 8"):
         replace(SETTINGS, batch=12)
-
-
-def test_fast_matmul_is_exact_or_off():
-    before = torch.get_float32_matmul_precision()
-    switched = use_fast_matmul()
-    assert torch.get_float32_matmul_precision() == ("medium" if switched else before)
-    a = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
-    error = ((a @ a.T).double() - a.double() @ a.double().T).abs().max()
-    assert error < 1e-3
-    torch.set_float32_matmul_precision(before)
 
 
 class _Executor:
