@@ -13,6 +13,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores already
+# A background job of a script inherits that Ctrl-C is ignored; the tests of what it does must not depend on that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -34,14 +36,6 @@ def pytest_terminal_summary(terminalreporter):
     )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} {'test' if count == 1 else 'tests'} skipped: {reason}")
-
-
-@pytest.fixture
-def interrupts():
-    """Has Ctrl-C raise KeyboardInterrupt, also where it is ignored (nohup, a background job of a script)."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -535,47 +535,42 @@ def test_cosines_by_number_of_actions_and_lambda(other):
 # Perplexity ------------------------------------------------------------------------------------------------------
 
 
-def perplexities(runs):
-    rows = pd.DataFrame(
-        {
-            "model": ["base", "reference"],
-            "corpus": ["arxiv", "arxiv"],
-            "perplexity": [20.123, 10.0],
-            "stand_in": [None, "three papers"],
-        }
-    )
-    paired = pd.DataFrame(runs, columns=["method", "corpus", "seed", "change"]).assign(task="balance-scale")
-    changes = pd.DataFrame(
-        [
-            (method, corpus, len(group), 100, 20.123, 10.0, 11.0, 0.1, group["change"].min(), group["change"].max())
-            for (method, corpus), group in paired.groupby(["method", "corpus"])
-        ],
-        columns="method corpus runs tokens base before after change change_low change_high".split(),
-    )
-    return rows, paired, changes
+def write_perplexities(root, policies):
+    """evaluations/smoke/perplexity.csv with base, reference and a policy for each (method, seed, change, key)."""
+    rows = [("base", "", "", 20.123, "", "a-text"), ("reference", "", "", 10.0, "", "a-text")]
+    rows += [(method, "balance-scale", seed, 10 * (1 + change), 10.0, key) for method, seed, change, key in policies]
+    frame = pd.DataFrame(rows, columns=["model", "task", "seed", "perplexity", "before", "key"])
+    frame = frame.assign(corpus="arxiv", source="a disk", stand_in="three papers", tokens=100)
+    frame["nll"] = np.log(frame["perplexity"])
+    frame["before_nll"] = [np.log(before) if before else "" for before in frame["before"]]
+    place = root / "evaluations" / "smoke"
+    place.mkdir(parents=True, exist_ok=True)
+    frame[[*results.PERPLEXITY_COLUMNS, "key"]].to_csv(place / "perplexity.csv", index=False)
 
 
 def test_perplexities_before_and_after(root):
-    rows, paired, changes = perplexities([("etpo", "arxiv", 0, 0.05), ("etpo", "arxiv", 1, 0.15)])
-    data = perplexity.collect("smoke", rows, paired, 3, changes)
+    other = [("ppo_kl", seed, 0.5, "c-other") for seed in range(3)]
+    write_perplexities(root, [("etpo", 0, 0.05, "b-text"), ("etpo", 1, 0.15, "b-text"), *other])
+    data = perplexity.collect("smoke")
     title = data.titles["arxiv"]
     assert title.endswith("†") and f"{title}: three papers." in data.notes
     assert data.notes[-1] == "3 rows are not shown: they were measured on another text than the reference."
-    assert f"Perplexity after training against before: ETPO {title} +10.0%." in perplexity.answer(data)
+    assert f"Perplexity after training against before: ETPO {title} +9.9%." in perplexity.answer(data)
     assert perplexity.untrained(data).loc["arxiv"].tolist() == [20.12, 10.0]
     shown = perplexity.table(data).cells()
     assert shown.loc[0].tolist() == [
-        title, "ETPO", "2", "100", "20.12", "10.00 → 11.00", "+10.00%", "+5.00%, +15.00%",
+        title, "ETPO", "2", "100", "20.12", "10.00 → 10.99", "+9.89%", "+5.00%, +15.00%",
     ]  # fmt: skip
     panel = next(axes for axes in perplexity.figure(data).axes if axes.get_title() == title)
     dots, mean, zero = panel.get_lines()
     assert dots.get_ydata() == pytest.approx([5.0, 15.0]) and dots.get_xdata() == pytest.approx([-0.125, 0.125])
-    assert mean.get_ydata() == pytest.approx([10.0, 10.0]) and list(zero.get_ydata()) == [0, 0]
+    both = 100 * (np.sqrt(1.05 * 1.15) - 1)  # the mean is of the log-likelihoods
+    assert mean.get_ydata() == pytest.approx([both, both]) and list(zero.get_ydata()) == [0, 0]
 
 
 def test_perplexities_without_trained_policies(root):
-    rows, paired, changes = perplexities([])
-    data = perplexity.collect("smoke", rows, paired, 0, changes)
+    write_perplexities(root, [])
+    data = perplexity.collect("smoke")
     assert "not measured." in perplexity.answer(data)
     assert data.notes[-1] == "No trained policy was measured: their weights are not on this disk."
     assert perplexity.figure(data).axes and perplexity.table(data).cells().empty

@@ -85,7 +85,13 @@ def final(name, world, updates, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("etpo", {"advantage_prior": 0.0}), ("etpo_on_logits", {}), ("ppo_kl", {}), ("poad", {})]
+    ("name", "changes"),
+    [
+        ("etpo", {"advantage_prior": 0.0}),
+        ("ppo_kl", {}),
+        pytest.param("etpo_on_logits", {}, marks=pytest.mark.nightly),
+        pytest.param("poad", {}, marks=pytest.mark.nightly),
+    ],
 )
 def test_sampled_episodes_lead_to_the_optimum(world, name, changes):
     """Nine tenths of the way and more; what is left is the noise of a constant learning rate."""
@@ -93,6 +99,7 @@ def test_sampled_episodes_lead_to_the_optimum(world, name, changes):
     assert 0 <= end < 0.12 * start
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["ntpo", "released"])
 def test_a_discount_inside_the_action_and_the_released_update_stay_off_it(world, name):
     start, end = final(name, world, 250)

@@ -181,7 +181,7 @@ def test_a_matrix_says_which_run_failed_and_finishes_the_others(root, stage, no_
     assert card(root, "reflection")["status"] == "finished"
 
 
-def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch, interrupts):
+def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch):
     change(root, lambda params: params["scales"]["smoke"].update(seeds=list(range(20))))
     began = []
 

@@ -58,7 +58,7 @@ def test_limits_do_not_depend_on_the_size_of_the_host(single):
     assert single.score(quick_body("np.ones(600 << 17)"), X, Y, [0]).status is Status.OUT_OF_MEMORY
 
 
-def test_interrupting_a_batch_leaves_a_usable_pool(single, others, interrupts):
+def test_interrupting_a_batch_leaves_a_usable_pool(single, others):
     def interrupt():
         looping_child(os.getpid(), others)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
