@@ -1,5 +1,5 @@
 # `make repro` regenerates the paper, `make test` runs the tests; each first makes the virtual environment it needs.
-SCALE ?= laptop
+# `make repro SCALE=study` selects another scale first, as `python -m pipeline.select study` does.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,13 +9,14 @@ data/corpora/{scale}/{github,wikitext,arxiv}.txt and a card in JSON beside each.
 
 from collections.abc import Sequence
 
+from etpo_paper.base.settings import load_settings
 from etpo_paper.data.corpora import CORPORA, build_corpus
 from pipeline import entry
 
 
 def run(scale: str) -> None:
     """Writes every corpus and prints what it is."""
-    wanted = entry.resolve(scale).corpora
+    wanted = load_settings(scale).corpora
     for name in CORPORA:
         card = build_corpus(name, wanted.source, wanted.characters, scale)
         stand_in = f"; stand-in: {card['stand_in']}" if card["stand_in"] else ""

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_defaults
-from etpo_paper.data.tasks import TASKS, prepare_task, save_task
+from etpo_paper.data.tasks import TASKS, check_task, prepare_task, save_task
 from pipeline import entry
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sources = [source.strip() for source in (given.sources.split(",") if given.sources else settings.sources)]
         folder = given.local_folder or paths.ROOT / settings.local_folder
         names = list(TASKS) if given.task == "all" else [given.task]
-        entry.check_task(names[0])
+        check_task(names[0])
         stand_ins = []
         with logging_redirect_tqdm():
             for name in (bar := tqdm(names, unit="task")):

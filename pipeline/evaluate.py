@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status
-from etpo_paper.base.settings import deciding
+from etpo_paper.base.settings import deciding, load_settings
 from etpo_paper.data.tasks import load_task
 from etpo_paper.measure import evaluation
 from etpo_paper.report.results import require_results
@@ -24,7 +24,7 @@ from pipeline.executor import open_executor
 
 def run(scale: str) -> None:
     """Scores what has not been scored yet and writes the table."""
-    settings = entry.resolve(scale)
+    settings = load_settings(scale)
     sandbox = settings.sandbox
     require_results(scale)
     split_seeds = list(settings.evaluation.held_out_seeds)

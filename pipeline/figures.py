@@ -22,7 +22,7 @@ def run_notebook(scale: str, name: str) -> None:
     Raises:
         UserError: a mistake in the settings of the scale, an unknown notebook, or a cell that failed.
     """
-    load_settings(scale)  # not `entry.resolve`: nothing of the methods is run, and checking them imports torch
+    load_settings(scale)  # not `resolve`: nothing of the methods is run, and checking them imports torch
     source = paths.NOTEBOOKS / f"{name}.ipynb"
     if not source.is_file():
         raise unknown_name("notebook", name, (path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))

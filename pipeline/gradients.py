@@ -26,6 +26,7 @@ from etpo_paper.report.results import GRADIENT_COLUMNS
 from etpo_paper.training.run import Run
 from pipeline import entry
 from pipeline.executor import open_executor
+from pipeline.resolve import resolve
 from pipeline.train import load_agent
 
 
@@ -76,7 +77,7 @@ def run(scale: str) -> None:
     Raises:
         UserError: the scale does not say how to compare.
     """
-    settings = entry.resolve(scale)
+    settings = resolve(scale)
     g, task = settings.gradients, settings.tasks[0]
     if g is None:
         raise UserError(f"scales.{scale} of {settings.file} has no section gradients; see studies/tuning/params.yaml")

@@ -24,6 +24,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base.settings import load_settings
 from etpo_paper.training.run import Run
 from pipeline import entry
+from pipeline.resolve import resolve
 from pipeline.train import finished
 
 
@@ -43,7 +44,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
     """
     if workers < 1:
         raise UserError(f"--workers: got {workers}, expected at least 1")
-    settings = entry.resolve(scale)
+    settings = resolve(scale)
     if not settings.runs.keep_finished:
         raise UserError(
             f"scales.{scale}.runs.keep_finished is false, so `dvc repro` would make each of these runs again; "

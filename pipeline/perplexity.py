@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from etpo_paper.base import paths
+from etpo_paper.base.settings import load_settings
 from etpo_paper.data.corpora import CORPORA, load_corpus
 from etpo_paper.measure.policies import Loader, PerplexityTable, find_subjects, measure, text_key
 from pipeline import entry
@@ -23,7 +24,7 @@ from pipeline import entry
 
 def run(scale: str) -> Path:
     """Measures what has no valid row yet and returns the path of the table."""
-    settings = entry.resolve(scale)
+    settings = load_settings(scale)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     texts = [load_corpus(name, scale) for name in CORPORA]

@@ -19,7 +19,7 @@ from etpo_paper.base import distributed
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
 from etpo_paper.base.settings import Settings
-from etpo_paper.data.tasks import Task, load_task
+from etpo_paper.data.tasks import Task, check_task, load_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model, read_card
@@ -28,6 +28,7 @@ from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameter
 from etpo_paper.training.run_files import RunFiles
 from pipeline import entry
 from pipeline.executor import open_executor
+from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with entry.one_line_errors(), distributed.joined():
         if arguments.seed < 0:
             raise UserError(f"--seed: got {arguments.seed}, expected at least 0")
-        entry.check_task(arguments.task)
-        settings = entry.resolve(arguments.scale, arguments.method)
+        check_task(arguments.task)
+        settings = resolve(arguments.scale, arguments.method)
         run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
 
 

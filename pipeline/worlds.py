@@ -21,6 +21,7 @@ from etpo_paper.report.results import REGRET_COLUMNS
 from etpo_paper.tabular.learning import learn
 from etpo_paper.tabular.worlds import random_world
 from pipeline import entry
+from pipeline.resolve import resolve, variant_section
 
 RATES = {"policy_lr": 1.0, "critic_lr": 3.0, "value_lr": 3.0}
 POINTS = 60  # of a curve that are written
@@ -31,7 +32,7 @@ def run_one(scale: str, variant: str, world: int, rate: float) -> list[float]:
     torch.set_num_threads(1)  # the tables are tiny, and several runs share the machine
     settings = load_settings(scale)
     w = settings.worlds
-    name, section = entry.variant_section(settings, variant)
+    name, section = variant_section(settings, variant)
     rates = {key: factor * rate for key, factor in RATES.items() if key in section}
     return learn(
         build_method(name, section.plain() | rates),
@@ -53,10 +54,10 @@ def at_the_end(curve: list[float]) -> float:
 
 def run(scale: str) -> None:
     """Tunes each variant, runs it on the reported worlds and writes all curves."""
-    settings = entry.resolve(scale)
+    settings = resolve(scale)
     w, variants = settings.worlds, list(settings.worlds.variants)
     for variant in variants:  # a finished round of tuning need not have the methods of all variants
-        entry.variant_section(settings, variant)
+        variant_section(settings, variant)
     rows = []
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
         bar = tqdm(total=len(variants) * (len(w.learning_rates) + len(w.seeds)), unit="run", desc="worlds")

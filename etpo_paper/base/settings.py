@@ -8,7 +8,7 @@ these layers over each other and returns one `Settings` object.
 The classes below give each section its names, types and ranges; what a setting means and where its value comes from
 is written beside it in `params.yaml`. The first mistake is raised as one line that names the place, the value found and
 what was expected (`sections`). The section of a method is checked against the method's class, which this room does not
-know; `pipeline.entry` does that.
+know; `pipeline.resolve` does that.
 """
 
 from collections.abc import Collection, Mapping, Sequence

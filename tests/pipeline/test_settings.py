@@ -21,7 +21,8 @@ from etpo_paper.base.settings import (
     scales,
 )
 from etpo_paper.data.tasks import SOURCES, TASKS
-from pipeline import base_model, data, entry, figures, gradients, matrix, select, train, warm_start, worlds
+from pipeline import base_model, data, figures, gradients, matrix, select, train, warm_start, worlds
+from pipeline.resolve import resolve
 
 PARAMS = read_params()
 STUDIES = PARAMS["studies"]
@@ -32,7 +33,7 @@ STUDIES = PARAMS["studies"]
 
 @pytest.mark.parametrize("scale", scales())
 def test_every_scale_holds_together(scale):
-    settings = entry.resolve(scale)
+    settings = resolve(scale)
     assert set(settings.tasks) <= set(TASKS)
     assert settings.file == ("params.yaml" if scale not in STUDIES else f"studies/{scale}/params.yaml")
 
@@ -291,7 +292,6 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
             ["smok"],
             "error: unknown scale 'smok'; did you mean 'smoke'? choose one of: batches, factors, .*",
         ),
-        (select.main, [], "error: the following arguments are required: scale; see `.* --help`"),
         (matrix.main, ["--scale", "laptop"], "error: scales.laptop.runs.keep_finished is false, so `dvc .*"),
         (matrix.main, ["--scale", "study", "--workers", "0"], "error: --workers: got 0, expected at least 1"),
         (gradients.main, ["--scale", "laptop"], "error: scales.laptop of params.yaml has no section gradients; see .*"),
@@ -318,6 +318,16 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
 def test_a_mistake_on_the_command_line_is_one_line(capsys, main, argv, line):
     printed = one_line(capsys, main, *argv)
     assert re.fullmatch(".*".join(map(re.escape, line.split(".*"))), printed), printed
+
+
+def test_a_selection_stays_until_another_is_named(root, capsys):
+    params_with(lambda params: None, root)
+    assert one_line(capsys, select.main).startswith("error: selected.yaml: missing or damaged, expected the selection")
+    select.main(["smoke"])
+    chosen = (root / "selected.yaml").read_bytes()
+    (root / "selected.yaml").write_text("selected: {scale: smoke}")
+    select.main([])
+    assert (root / "selected.yaml").read_bytes() == chosen and b"scale: smoke" in chosen
 
 
 def test_a_mistake_in_the_settings_of_another_scale_does_not_stop_this_one(root):

@@ -1,8 +1,11 @@
 """The stages of dvc.yaml: `dvc repro` fails as a whole where one of them needs what nobody makes."""
 
+import ast
+import json
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from etpo_paper.base.settings import load_settings, read_params, scales
 from pipeline import entry
 from pipeline.select import selection
 
+OURS = ("etpo_core", "etpo_paper", "pipeline")
 STAGES = yaml.safe_load((paths.ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -39,8 +43,67 @@ def test_what_a_stage_needs_comes_with_the_project_or_is_made_by_another():
 
 
 def test_every_notebook_is_run_by_a_stage():
-    drawn = {*STAGES["figures"]["matrix"]["notebook"], "tuning", "advantages"}
+    drawn = {"tuning", "advantages"}
+    for stage in ("figures", "world_figures", "table_figures"):
+        drawn |= {*STAGES[stage]["matrix"]["notebook"]}
     assert drawn == {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")}
+
+
+def _imported(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(name):
+    path = paths.ROOT.joinpath(*name.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def _closure(sources):
+    """Our files that some sources import, directly or not, wherever in a file the import stands."""
+    waiting, found = list(sources), set()
+    while waiting:
+        for name in _imported(waiting.pop()):
+            parts = name.split(".")
+            if parts[0] not in OURS:
+                continue
+            for file in filter(None, (_file(".".join(parts[:end])) for end in range(1, len(parts) + 1))):
+                if file not in found:
+                    found.add(file)
+                    waiting.append(file.read_text())
+    without_code = {file for file in found if len(ast.parse(file.read_text()).body) == 1}  # a docstring
+    no_number = {paths.ROOT / "pipeline" / "__init__.py", paths.ROOT / "etpo_core" / "__init__.py"}  # speed, a version
+    return {str(file.relative_to(paths.ROOT)) for file in found - without_code - no_number}
+
+
+def _code(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(name):
+    do = STAGES[name].get("do", STAGES[name])
+    commands = do["cmd"] if isinstance(do["cmd"], list) else [do["cmd"]]
+    scripts = {f"pipeline/{module}.py" for command in commands for module in re.findall(r"-m pipeline\.(\w+)", command)}
+    deps = _paths(do["deps"])
+    notebooks = STAGES[name].get("matrix", {}).get("notebook", [d for d in deps if d.startswith("notebooks/")])
+    sources = [paths.ROOT.joinpath(script).read_text() for script in scripts]
+    sources += [_code(paths.NOTEBOOKS / f"{Path(notebook).stem}.ipynb") for notebook in notebooks]
+    needed = _closure(sources) | scripts
+    code = [dep for dep in deps if dep.split("/")[0] in OURS]
+    assert sorted(file for file in needed if not any(file == d or file.startswith(f"{d}/") for d in code)) == []
+    assert [d for d in code if not any(file == d or file.startswith(f"{d}/") for file in needed)] == []
+
+
+def test_the_selection_in_git_is_the_laptop_scale_of_today():
+    listed = subprocess.run(["git", "ls-files", "selected.yaml"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert listed.stdout == "selected.yaml\n"
+    assert yaml.safe_load((paths.ROOT / "selected.yaml").read_text())["selected"] == selection(load_settings("laptop"))
 
 
 def _resolved(text, selected, item):

@@ -6,8 +6,8 @@ count, class counts and fingerprint in the registry, both when it is prepared an
 stand-in replaces the paper's table, `Task.stand_in` says so.
 """
 
-from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec
+from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec, check_task
 from etpo_paper.data.tasks.sources import SOURCES, prepare_task
 from etpo_paper.data.tasks.table import Task, load_task, save_task
 
-__all__ = ["SOURCES", "TASKS", "StandIn", "Task", "TaskSpec", "load_task", "prepare_task", "save_task"]
+__all__ = ["SOURCES", "TASKS", "StandIn", "Task", "TaskSpec", "check_task", "load_task", "prepare_task", "save_task"]

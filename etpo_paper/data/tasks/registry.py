@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from etpo_paper.base.sections import unknown_name
+from etpo_paper.base.settings import Settings
+
 TASKS_FILE = Path(__file__).with_name("tasks.yaml")
 
 
@@ -133,3 +136,9 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
 TASKS: dict[str, TaskSpec] = {
     name: parse_task(name, entry) for name, entry in yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8")).items()
 }
+
+
+def check_task(name: str, settings: Settings | None = None) -> None:
+    """Raises `UserError` for a task that does not exist; with settings, says that they name it."""
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS, settings.place("tasks") if settings else None)
