@@ -20,7 +20,6 @@ from etpo_paper.base.settings import Settings
 from pipeline import entry
 from pipeline.resolve import resolve
 
-
 # Scales whose raw results come with the project: their figures can always be drawn again.
 PUBLISHED = ("laptop", "study")
 
