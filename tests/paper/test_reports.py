@@ -25,6 +25,7 @@ from etpo_paper.report import (
     frontier,
     learning,
     main_table,
+    metrics,
     notebook,
     perplexity,
     plotting,
@@ -574,3 +575,23 @@ def test_perplexities_without_trained_policies(root):
     assert "not measured." in perplexity.answer(data)
     assert data.notes[-1] == "No trained policy was measured: their weights are not on this disk."
     assert perplexity.figure(data).axes and perplexity.table(data).cells().empty
+
+
+def test_metrics_are_means_over_runs(root):
+    write_perplexities(root, [("etpo", 0, 0.05, "b-text"), ("etpo", 1, 0.15, "b-text")])
+    steps, updates = results.load_steps("smoke"), results.load_updates("smoke")
+    own = steps[steps["method"] == "etpo"]
+    ends = [run.tail(len(run) // 5) for _, run in own.groupby(["task", "seed"])]
+    found = metrics.metrics("smoke")["etpo"]
+    assert found["final_reward"] == pytest.approx(np.mean([end["reward"].mean() for end in ends]), abs=1e-6)
+    assert found["mean_reward"] == pytest.approx(own["reward"].mean(), abs=1e-6)
+    assert found["share_that_runs"] == pytest.approx(
+        np.mean([(end["status"] == "ok").mean() for end in ends]), abs=1e-6
+    )
+    assert found["perplexity_change"] == {"arxiv": pytest.approx(np.sqrt(1.05 * 1.15) - 1, abs=1e-6)}
+    learnt = updates[updates["method"] == "etpo"]
+    late = learnt[learnt["steps"] > 0.8 * learnt["steps"].max()]
+    assert found["kl_per_action"] == pytest.approx(late["kl_per_action"].mean(), abs=1e-6)
+    curve = metrics.curves("smoke")["etpo"].set_index("steps")
+    first = learnt[learnt["steps"] == learnt["steps"].min()]
+    assert curve["reward"].iloc[0] == pytest.approx(first["mean_reward"].mean())

@@ -16,6 +16,7 @@ from pipeline import entry
 from pipeline.select import selection
 
 OURS = ("etpo_core", "etpo_paper", "pipeline")
+OUTS = ("outs", "metrics", "plots")
 STAGES = yaml.safe_load((paths.ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -32,7 +33,7 @@ def test_what_a_stage_needs_comes_with_the_project_or_is_made_by_another():
         for item in stage.get("foreach", [""]):
             do = stage.get("do", stage)
             needed[f"{name}@{item}"] = [d.replace("${item}", item) for d in _paths(do["deps"])]
-            made += [o.replace("${item}", item) for o in _paths(do["outs"])]
+            made += [o.replace("${item}", item) for o in _paths(sum((do.get(kind, []) for kind in OUTS), []))]
     missing = [
         (name, path)
         for name, deps in needed.items()
