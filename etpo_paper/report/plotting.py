@@ -57,6 +57,7 @@ _LINES: dict[str, Any] = {
 _OTHER_COLOUR = "#7B3294"
 PAGE_WIDTH = 5.5  # inches, of a column of text
 _CHARACTERS_AN_INCH = 17  # of a footnote, roughly
+_LEAST_RANGE_OF_ENDS = 0.02
 _LEAST_RANGE = 0.05  # of an axis of scores; a narrower one makes differences of no consequence look large
 
 _STYLE: dict[Any, Any] = {
@@ -141,6 +142,8 @@ def show_differences(axes: Axes, curves: Mapping[str, Interval]) -> None:
 def draw_ends(axes: Axes, ends: Mapping[str, Interval]) -> None:
     """Draws a number of each method as a dot with its interval, a row for each, so that none hides another.
 
+    An x axis that would span less than 0.02 is widened to that.
+
     Args:
         axes: where to draw; the names of the methods become the labels of its y axis.
         ends: method -> number and interval, from top to bottom.
@@ -150,6 +153,9 @@ def draw_ends(axes: Axes, ends: Mapping[str, Interval]) -> None:
         if np.isfinite(low):
             axes.plot([low, high], [row, row], color=colour(method), linewidth=2.4, solid_capstyle="butt")
         axes.plot([point], [row], "o", color=colour(method), markersize=5)
+    low, high = axes.get_xlim()
+    missing = max(0.0, _LEAST_RANGE_OF_ENDS - (high - low))
+    axes.set_xlim(low - missing / 2, high + missing / 2)
     axes.set_yticks(range(len(ends)), [label(method) for method in ends])
     axes.set_ylim(len(ends) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

@@ -121,6 +121,10 @@ def test_ends_have_a_row_each_and_no_line_without_an_interval():
     drawn = [(line.get_xdata(), line.get_ydata()) for line in axes.get_lines()]
     assert [list(y) for _, y in drawn] == [[0, 0], [0], [1]] and drawn[0][0] == pytest.approx([0.4, 0.6])
     plt.close(figure)
+    figure, axes = plt.subplots()
+    plotting.draw_ends(axes, {"etpo": Interval(*(np.array(end) for end in (0.5, 0.499, 0.501)))})
+    assert axes.get_xlim() == pytest.approx((0.49, 0.51))
+    plt.close(figure)
 
 
 def test_a_legend_is_no_wider_than_its_figure():
