@@ -225,7 +225,7 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
         )
     marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
     if marked:
-        lines.append(f"{DAGGER} stand-in data, not the paper's: {', '.join(marked)}.")
+        lines.append(f"Stand-in data, not the paper's (marked {DAGGER} beside a task's name): {', '.join(marked)}.")
     return lines
 
 
@@ -274,12 +274,15 @@ def _different_starts(weights: pd.DataFrame) -> str:
         weights: columns method, task, seed and weights, a row for each run.
     """
     starts = weights.groupby(["task", "seed"])["weights"].nunique()
-    seeds = starts[starts > 1].reset_index().groupby("task")["seed"].agg(tuple)
-    if seeds.empty:
+    apart = starts[starts > 1].reset_index()
+    if apart.empty:
         return "All methods started from the same weights on each task and seed."
     tasks = weights["task"].nunique()
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for task, rows in apart.groupby("task"):
+        by_seeds.setdefault(tuple(rows["seed"]), []).append(str(task))
     parts = []
-    for same, names in seeds.groupby(seeds).groups.items():
+    for same, names in by_seeds.items():
         which = f"seed{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
         everywhere = tasks > 1 and len(names) == tasks
         parts.append(f"{which} of {'every task' if everywhere else ', '.join(sorted(names))}")

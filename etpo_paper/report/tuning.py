@@ -403,6 +403,6 @@ def _shared_tasks(scale: str, tasks: Sequence[str]) -> list[str]:
     if not shared:
         return []
     return [
-        f"{', '.join(tasks)} is also a task of the scales {', '.join(shared)}: "
-        "what they find on it is not independent of this choice."
+        f"{', '.join(tasks)} {'is also a task' if len(tasks) == 1 else 'are also tasks'} of other scales "
+        f"({', '.join(shared)}), whose results are therefore not independent of this choice."
     ]
