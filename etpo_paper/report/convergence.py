@@ -161,7 +161,7 @@ def figures(data: Convergence, drawn: dict[str, dict[str, Interval]], ends: pd.D
 
 def _figure(data: Convergence, drawn: dict[str, dict[str, Interval]], ends: pd.DataFrame, methods: list[str]) -> Figure:
     """A panel for each entry of `drawn`, with some methods' curves and the levels as horizontal lines."""
-    width = (plotting.PAGE_WIDTH - 0.4) / COLUMNS
+    width = (plotting.PAGE_WIDTH - 0.4) / min(COLUMNS, len(drawn))
     figure, used = plotting.panels(len(drawn), COLUMNS, width, 1.7, "mean reward of a batch")
     broken = data.broken[data.broken["method"].isin(methods)]
     for axes, (title, tasks) in zip(used, _panels(data).items(), strict=True):

@@ -220,7 +220,8 @@ def answer(data: Distances, ends: pd.DataFrame) -> str:
 def figure(data: Distances) -> Figure:
     """The frontier of each task, and the path of each method from the language model to where it ends."""
     count = len(data.frontiers)
-    figure, used = plotting.panels(count, _COLUMNS, 2.55, 1.9, "mean reward", extra_height=0.3, sharex=True)
+    width = (plotting.PAGE_WIDTH - 0.4) / min(_COLUMNS, count)
+    figure, used = plotting.panels(count, _COLUMNS, width, 1.9, "mean reward", extra_height=0.3, sharex=True)
     for axes, (task, best) in zip(used, data.frontiers.items(), strict=True):
         axes.plot(best["kl"], best["reward"], color="black", linewidth=1.6, label="best possible (estimate)")
         for method, path, _ in data.paths(task):

@@ -158,7 +158,7 @@ def performance_profile(data: MainTable, generator: np.random.Generator) -> Figu
         profiles[method] = statistics.bootstrap(strata, profile, generator)
     reference = "etpo" if "etpo" in profiles else data.present[0]
     others = [method for method in data.present if method != reference] or [reference]
-    width = (plotting.PAGE_WIDTH - 0.4) / _COLUMNS
+    width = (plotting.PAGE_WIDTH - 0.4) / min(_COLUMNS, len(others))
     figure, used = plotting.panels(len(others), _COLUMNS, width, 1.45, "share of runs above τ", sharex=True)
     for axes, method in zip(used, others, strict=True):
         shown = {name: profiles[name] for name in dict.fromkeys([reference, method])}
