@@ -1,4 +1,8 @@
-"""What multi-step reflection and the token-level backup contribute: figure and table of the notebook `ablations`."""
+"""What multi-step reflection and the token-level backup contribute: figure and table of the notebook `ablations`.
+
+Only the seeds that every method has run on a task are compared: a seed that one method lacks may be an easy or a hard
+one, and would be counted for the others alone.
+"""
 
 from dataclasses import dataclass
 
@@ -6,7 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from etpo_core.errors import UserError
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.names import counted, label
 from etpo_paper.report.tables import Table, interval_cells
@@ -19,8 +25,8 @@ class Ablations:
     """What the notebook shows.
 
     Attributes:
-        steps: environment steps of the methods present, on the tasks that all of them have.
-        updates: updates of all runs of the scale.
+        steps: environment steps of the methods present, on the tasks and seeds that all of them have.
+        updates: updates of the same runs.
         methods: ETPO and its ablations, those that have finished runs.
         tasks: tasks that are averaged over.
         budget: environment steps of the shortest run.
@@ -47,32 +53,45 @@ def load(scale: str, generator: np.random.Generator) -> Ablations:
         generator: source of the random numbers for the intervals.
 
     Raises:
-        UserError: no method has a finished run.
+        UserError: no method has a finished run, or the methods have no task and seed in common.
     """
     steps, updates = results.load_steps(scale), results.load_updates(scale)
     present = results.finished_methods(steps, METHODS)
-    tasks = results.common_tasks(steps, present)
-    steps = steps[steps["method"].isin(present) & steps["task"].isin(tasks)]
+    everything = statistics.run_scores(steps[steps["method"].isin(present)])
+    steps, updates = (results.common_runs(frame, present) for frame in (steps, updates))
+    if steps.empty:
+        raise UserError(f"no task and seed of scale {scale} has finished runs of all of {', '.join(present)}")
     scores = statistics.run_scores(steps)
     best = statistics.compare(scores, "best", present, "etpo", generator)
     late = statistics.compare(scores, "last_mean", present, "etpo", generator)
+    seeds = ", ".join(map(str, sorted(steps["seed"].unique())))
     notes = results.notes(scale, steps, METHODS)
-    return Ablations(steps, updates, present, tasks, statistics.budget(steps), best, late, notes)
+    notes.append(f"Only seeds that all methods have are compared ({seeds}).")
+    kept = set(scores[results.KEYS].itertuples(index=False, name=None))
+    notes += [
+        f"{label(method)} on {task}, seed {seed}, is not among them; none of its last programs ran."
+        for method, task, seed in statistics.broken(everything)[results.KEYS].itertuples(index=False, name=None)
+        if (method, task, seed) not in kept
+    ]
+    return Ablations(
+        steps, updates, present, sorted(steps["task"].unique()), statistics.budget(steps), best, late, notes
+    )
 
 
 def answer(data: Ablations) -> str:
-    """Where each method ends."""
+    """Where each method ends: the interquartile mean of the table, and the mean that the figure's curves show."""
+    mean = statistics.run_scores(data.steps).groupby(["method", "task"])["last_mean"].mean().groupby("method").mean()
     ends = zip(data.late["method"], interval_cells(data.late, "iqm"), strict=True)
     return notebook.answer(
-        f"Mean reward over the last fifth of {data.budget} steps (IQM over runs): "
-        + ", ".join(f"{label(method)} {text}" for method, text in ends)
+        f"Mean reward over the last fifth of {data.budget} steps, interquartile mean (IQM) over runs: "
+        + "; ".join(f"{label(method)} {text} (mean {mean[method]:.3f})" for method, text in ends)
         + ".",
         data.notes,
     )
 
 
 def figure(data: Ablations, generator: np.random.Generator) -> Figure:
-    """The best reward within K steps on the left, the mean reward of each batch on the right.
+    """Means as curves above, interquartile means at the end below; best rewards on the left, mean rewards on the right.
 
     Args:
         data: what to draw.
@@ -81,17 +100,27 @@ def figure(data: Ablations, generator: np.random.Generator) -> Figure:
     chosen = data.methods, data.tasks, generator
     explored = statistics.aggregate_curves(data.steps, "step", "reward", *chosen, transform=statistics.best_so_far)
     learnt = statistics.aggregate_curves(data.updates, "update", "mean_reward", *chosen)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for axes, curves in ((left, explored), (right, learnt)):
+    figure, grid = plt.subplots(2, 2, figsize=(plotting.PAGE_WIDTH, 4.2), height_ratios=[3, 1.2])
+    (best, mean), (best_end, mean_end) = grid
+    for axes, curves in ((best, explored), (mean, learnt)):
         plotting.draw_curves(axes, plotting.counting(curves), curves)
-    left.set_xlabel("environment steps K")
-    left.set_ylabel("best ROC AUC within K steps")
-    plotting.show_differences(left, explored)
-    plotting.whole_numbers(right)
-    right.set_xlabel("update")
-    right.set_ylabel("mean reward of a batch")
-    left.legend(loc="lower right")
+    best.set_xlabel("environment steps K")
+    best.set_ylabel("best ROC AUC within K steps, mean")
+    plotting.show_differences(best, explored)
+    plotting.whole_numbers(mean)
+    mean.set_xlabel("update")
+    mean.set_ylabel("reward of a batch, mean")
+    for axes, ends, name in (
+        (best_end, data.best, "best ROC AUC of a run, IQM"),
+        (mean_end, data.late, "mean reward of the last fifth, IQM"),
+    ):
+        plotting.draw_ends(axes, statistics.intervals_of(ends, "iqm"))
+        axes.set_xlabel(name)
+    best_end.xaxis.set_major_locator(MaxNLocator(4))
+    for axes in (best_end, mean_end):
+        axes.set_yticks([])  # the legend names the colours
     figure.tight_layout()
+    plotting.legend_above(figure, [best])
     plotting.footnote(figure, data.notes)
     return figure
 
@@ -113,5 +142,5 @@ def table(data: Ablations) -> Table:
             "P(ETPO better), last fifth": interval_cells(numbers, "last_fifth_improvement"),
         }
     )
-    caption = f"ETPO and its ablations on {counted(len(data.tasks), 'task')}, {data.budget} environment steps; "
-    return Table(numbers, caption + "95 % intervals.", shown, data.notes)
+    caption = f"ETPO and its ablations on {counted(len(data.tasks), 'task')}, {data.budget} environment steps, "
+    return Table(numbers, caption + "on the seeds that all of them have; 95 % intervals.", shown, data.notes)

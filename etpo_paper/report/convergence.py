@@ -1,21 +1,27 @@
 """The mean reward of each training batch, and where training ends: figures and tables of the notebook `convergence`.
 
+The methods of the paper have a figure of their own, and so have this project's additions beside ETPO. Curves are means
+over seeds, because a run that breaks must be seen; tables and the answer state the interquartile mean as well.
+
 Methods that train have a curve over updates. Reflection does not learn: the mean reward over its whole budget is a
 level to compare the curves with.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etpo_paper.report import notebook, plotting, results, statistics
-from etpo_paper.report.names import counted, label, ordered, task_label
+from etpo_paper.report.names import ADDITIONS, counted, label, ordered, task_label
 from etpo_paper.report.statistics import Interval
 from etpo_paper.report.tables import Table, interval_cells, number_cell
 
-LEARNERS = ("ppo_kl", "etpo", "etpo_memory", "etpo_center_memory")
+LEARNERS = ("ppo_kl", "etpo", *ADDITIONS)
 LEVELS = ("reflection_gpt4", "reflection")
 WITH_MEMORY = ("etpo_memory", "etpo_center_memory")
 COLUMNS = 3  # panels side by side
@@ -53,6 +59,17 @@ class Convergence:
     def methods(self) -> list[str]:
         """Learners and levels in the order of every table."""
         return ordered([*self.learners, *self.levels])
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        """The runs of learners none of whose programs ran in the last fifth of the steps, rows of `scores`."""
+        return statistics.broken(self.scores[self.scores["method"].isin(self.learners)])
+
+    @property
+    def means(self) -> pd.Series:
+        """The mean reward over the last fifth, mean over the shared tasks of the mean over seeds, by method."""
+        by_task = self.shared_scores.groupby(["method", "task"])["last_mean"].mean()
+        return by_task.groupby("method").mean()
 
     @property
     def shared_scores(self) -> pd.DataFrame:
@@ -99,8 +116,11 @@ def answer(data: Convergence, ends: pd.DataFrame) -> str:
         ends: see `compare_ends`.
     """
     texts = zip(ends["method"], interval_cells(ends, "iqm"), strict=True)
-    rewards = ", ".join(f"{label(method)} {text}" for method, text in texts)
-    return notebook.answer(f"Mean reward over the last fifth of the budget (IQM over runs): {rewards}.", data.notes)
+    rewards = "; ".join(f"{label(method)} {text} (mean {data.means[method]:.3f})" for method, text in texts)
+    return notebook.answer(
+        f"Mean reward over the last fifth of the budget, interquartile mean (IQM) over runs: {rewards}.",
+        [*data.notes, *_broken_notes(data, data.learners)],
+    )
 
 
 def curves(data: Convergence, generator: np.random.Generator) -> dict[str, dict[str, Interval]]:
@@ -120,27 +140,70 @@ def curves(data: Convergence, generator: np.random.Generator) -> dict[str, dict[
     return found
 
 
-def figure(data: Convergence, drawn: dict[str, dict[str, Interval]]) -> Figure:
-    """A panel for each entry of `drawn`, with the levels as horizontal lines.
+def figures(data: Convergence, drawn: dict[str, dict[str, Interval]], ends: pd.DataFrame) -> dict[str, Figure]:
+    """The figure of the paper's methods and, if they were run, that of this project's additions beside ETPO.
 
     Args:
         data: what the notebook shows.
         drawn: see `curves`.
+        ends: see `compare_ends`.
+
+    Returns:
+        Name of the file -> figure.
     """
-    figure, used = plotting.panels(len(drawn), COLUMNS, 3.1, 2.5, "mean reward of a batch")
+    additions = [method for method in data.learners if method in ADDITIONS]
+    paper = [method for method in data.learners if method not in ADDITIONS]
+    chosen = {"mean_reward": paper or additions}
+    if paper and additions:
+        chosen["mean_reward_additions"] = ordered([data.reference, *additions])
+    return {name: _figure(data, drawn, ends, methods) for name, methods in chosen.items()}
+
+
+def _figure(data: Convergence, drawn: dict[str, dict[str, Interval]], ends: pd.DataFrame, methods: list[str]) -> Figure:
+    """A panel for each entry of `drawn`, with some methods' curves and the levels as horizontal lines."""
+    width = (plotting.PAGE_WIDTH - 0.4) / min(COLUMNS, len(drawn))
+    figure, used = plotting.panels(len(drawn), COLUMNS, width, 1.7, "mean reward of a batch")
+    broken = data.broken[data.broken["method"].isin(methods)]
     for axes, (title, tasks) in zip(used, _panels(data).items(), strict=True):
         for method in data.levels:
             height = _level(data, method, tasks)
             if height is not None:
                 axes.axhline(height, linewidth=1.2, **plotting.line(method))
-        plotting.draw_curves(axes, plotting.counting(drawn[title]), drawn[title])
+        shown = {method: curve for method, curve in drawn[title].items() if method in methods}
+        plotting.draw_curves(axes, plotting.counting(shown), shown)
+        if len(tasks) == 1:
+            for run in broken[broken["task"] == tasks[0]].to_dict("records"):
+                _draw_broken(axes, data.updates, run)
         axes.set_title(title)
         plotting.whole_numbers(axes)
     plotting.label_lowest(used, COLUMNS, "update")
     figure.tight_layout()
     plotting.legend_above(figure, used)
-    plotting.footnote(figure, data.notes)
+    iqm = ends.set_index("method")["iqm"]
+    both = "; ".join(f"{label(m)} {data.means[m]:.3f} / {iqm[m]:.3f}" for m in methods if m in data.means)
+    lines = ["Lines: mean over seeds. Horizontal line: mean reward of a method that does not learn."]
+    lines += [f"Last fifth of the steps, mean / interquartile mean over runs: {both}."] if both else []
+    plotting.footnote(figure, [*lines, *_broken_notes(data, methods), *data.notes])
     return figure
+
+
+def _draw_broken(axes: Axes, updates: pd.DataFrame, run: Mapping[Any, Any]) -> None:
+    """Draws the curve of one run as a thin line with crosses, named by its seed at its end."""
+    own = updates[(updates[results.KEYS] == [run[key] for key in results.KEYS]).all(axis=1)].sort_values("update")
+    colour = plotting.colour(run["method"])
+    axes.plot(own["update"] + 1, own["mean_reward"], color=colour, linewidth=0.8, marker="x", markersize=2.5)
+    end = own["update"].iloc[-1] + 1, own["mean_reward"].iloc[-1]
+    text = f"seed {run['seed']}"
+    axes.annotate(text, end, (0, 4), textcoords="offset points", ha="right", va="bottom", color=colour, fontsize=7)
+
+
+def _broken_notes(data: Convergence, methods: Sequence[str]) -> list[str]:
+    return [
+        f"{label(run['method'])} on {run['task']}, seed {run['seed']} broke: no program of its last fifth ran. "
+        "It counts in all numbers; crosses mark it in the figure."
+        for run in data.broken.to_dict("records")
+        if run["method"] in methods
+    ]
 
 
 def last_fifth(

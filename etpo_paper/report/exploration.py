@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from etpo_paper.report import notebook, plotting, results, statistics
-from etpo_paper.report.names import counted, label
+from etpo_paper.report.names import ADDITIONS, counted, label
 from etpo_paper.report.statistics import Interval
 from etpo_paper.report.tables import Table, interval_cells
 
-METHODS = ("reflection_gpt4", "reflection", "ppo_kl", "etpo", "etpo_memory")
+METHODS = ("reflection_gpt4", "reflection", "ppo_kl", "etpo", *ADDITIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +68,30 @@ def answer(data: Exploration) -> str:
 
 
 def figure(data: Exploration) -> Figure:
-    """B(K) over K, a curve for each method."""
-    figure, axes = plt.subplots()
-    plotting.draw_curves(axes, plotting.counting(data.curves), data.curves)
-    axes.set_xlabel("environment steps K")
-    axes.set_ylabel("best ROC AUC within K steps,\nmean over tasks")
-    axes.set_xlim(1, data.budget)
-    plotting.show_differences(axes, data.curves)
-    axes.legend(loc="lower right")
+    """B(K) over K, the methods of the paper and this project's in panels of their own; below, B at the end of all."""
+    ours = [method for method in data.curves if method in ADDITIONS]
+    chosen = {"methods of the paper": [method for method in data.curves if method not in ADDITIONS]}
+    if ours:
+        chosen["variants with memory"] = [*(["etpo"] if "etpo" in data.curves else []), *ours]
+    height = 2.8 + 0.17 * len(data.curves)
+    figure = plt.figure(figsize=(plotting.PAGE_WIDTH, height))
+    grid = figure.add_gridspec(2, len(chosen), height_ratios=[2.1, 0.17 * len(data.curves) + 0.1])
+    used: list[Axes] = []
+    for column, (title, methods) in enumerate(chosen.items()):
+        axes = figure.add_subplot(grid[0, column], sharey=used[0] if used else None)
+        curves = {method: data.curves[method] for method in methods}
+        plotting.draw_curves(axes, plotting.counting(curves), curves)
+        axes.set_xlabel("environment steps K")
+        axes.set_xlim(1, data.budget)
+        axes.set_title(title)
+        used.append(axes)
+    used[0].set_ylabel("best ROC AUC within K steps,\nmean over tasks")
+    plotting.show_differences(used[0], data.curves)
+    ends = figure.add_subplot(grid[1, :])
+    plotting.draw_ends(ends, {m: Interval(*(part[-1] for part in curve)) for m, curve in data.curves.items()})
+    ends.set_xlabel(f"best ROC AUC within {data.budget} steps, mean over tasks")
+    figure.tight_layout()
+    plotting.legend_above(figure, used)
     plotting.footnote(figure, data.notes)
     return figure
 

@@ -220,13 +220,16 @@ def answer(data: Distances, ends: pd.DataFrame) -> str:
 def figure(data: Distances) -> Figure:
     """The frontier of each task, and the path of each method from the language model to where it ends."""
     count = len(data.frontiers)
-    figure, used = plotting.panels(count, _COLUMNS, 3.9, 2.9, "mean reward", extra_height=0.3, sharex=True)
+    width = (plotting.PAGE_WIDTH - 0.4) / min(_COLUMNS, count)
+    figure, used = plotting.panels(count, _COLUMNS, width, 1.9, "mean reward", extra_height=0.3, sharex=True)
     for axes, (task, best) in zip(used, data.frontiers.items(), strict=True):
-        axes.plot(best["kl"], best["reward"], color="black", linewidth=1.6, label="the best there is")
+        axes.plot(best["kl"], best["reward"], color="black", linewidth=1.6, label="best possible (estimate)")
         for method, path, _ in data.paths(task):
             axes.plot(path["kl"], path["reward"], marker="o", markersize=3, **plotting.line(method))
-            axes.plot(path["kl"].iloc[-1:], path["reward"].iloc[-1:], "o", markersize=8, color=plotting.colour(method))
+            axes.plot(path["kl"].iloc[-1:], path["reward"].iloc[-1:], "o", markersize=7, color=plotting.colour(method))
         axes.set_title(task_label(task, task in data.stand_ins))
+    for size, name in ((3, "mean of an eighth of training"), (7, "the last eighth")):
+        used[0].plot([], [], "o", markersize=size, color="#555555", label=name)
     plotting.label_lowest(used, _COLUMNS, "KL per action, nats")
     figure.tight_layout()
     plotting.legend_above(figure, used[:1])

@@ -30,6 +30,7 @@ MENDED = {
 }
 OTHERS = {"etpo_residual": "ETPO, residual reading of Q"}
 FLOOR = 1e-3  # of the logarithmic axis
+_DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1))]  # in turn, for print in black and white
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,19 +95,25 @@ def figure(data: Regrets) -> Figure:
     """Regret over updates: the methods on the left, the released update as it is mended on the right."""
     shades = plt.get_cmap("viridis")
     mended = [variant for variant in MENDED if variant in data.final.index]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(plotting.PAGE_WIDTH, 4.2), sharey=True)
     _draw(left, data.reported, data.methods, lambda place, variant: plotting.line(variant))
     _draw(
         right,
         data.reported,
         mended,
-        lambda place, variant: {"color": shades(place / len(MENDED)), "label": MENDED[variant]},
+        lambda place, variant: {
+            "color": shades(place / len(MENDED)),
+            "linestyle": _DASHES[place % len(_DASHES)],
+            "label": MENDED[variant],
+        },
     )
     left.set_title("methods")
-    right.set_title("the released update, mended step by step")
+    right.set_title("the released update, mended")
     left.set_ylabel("regret V* - V$^π$")
     figure.tight_layout()
-    plotting.footnote(figure, data.notes)
+    figure.tight_layout()  # again: the legends hang relative to the height that the first call gave the panels
+    bands = "Lines: means over the worlds; bands: from the best to the worst world."
+    plotting.footnote(figure, [bands, *data.notes])
     return figure
 
 
@@ -149,7 +156,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, variants: Sequence[str], look: Callabl
         axes.fill_between(shown.index, shown["min"], shown["max"], color=line["color"], alpha=0.12, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("updates")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), borderaxespad=0.0)
 
 
 def _name(variant: str) -> str:

@@ -4,10 +4,10 @@ The score of a run is the best reward within the budget. Beside it stands the he
 splits that never gave a reward; the difference between the two is the optimism of the best reward.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from etpo_paper.report.tables import Table, interval_cells
 
 LEFT_OUT = {"ppo_no_kl"}  # trained only to compare perplexities, on few tasks
 NOT_RUN = "not run"
+_COLUMNS = 3  # panels side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ def aggregate(data: MainTable, generator: np.random.Generator) -> Table:
 
 
 def performance_profile(data: MainTable, generator: np.random.Generator) -> Figure:
-    """The share of runs whose best reward lies above each score.
+    """The share of runs whose best reward lies above each score: a panel for each method, beside ETPO.
 
     Args:
         data: what the notebook shows.
@@ -155,11 +156,17 @@ def performance_profile(data: MainTable, generator: np.random.Generator) -> Figu
     for method in data.present:
         strata = statistics.strata_of(scores[scores["method"] == method], "best")
         profiles[method] = statistics.bootstrap(strata, profile, generator)
-    figure, axes = plt.subplots()
-    plotting.draw_curves(axes, thresholds, profiles, drawstyle="steps-post")
-    axes.set_xlabel(f"ROC AUC τ of the best program within {data.budget} steps")
-    axes.set_ylabel("share of runs above τ")
-    axes.legend(loc="lower left")
+    reference = "etpo" if "etpo" in profiles else data.present[0]
+    others = [method for method in data.present if method != reference] or [reference]
+    width = (plotting.PAGE_WIDTH - 0.4) / min(_COLUMNS, len(others))
+    figure, used = plotting.panels(len(others), _COLUMNS, width, 1.45, "share of runs above τ", sharex=True)
+    for axes, method in zip(used, others, strict=True):
+        shown = {name: profiles[name] for name in dict.fromkeys([reference, method])}
+        plotting.draw_curves(axes, thresholds, shown, drawstyle="steps-post")
+        axes.set_title(textwrap.fill(label(method), 24), fontsize=7.5)
+    plotting.label_lowest(used, _COLUMNS, "best ROC AUC τ")
+    figure.tight_layout()
+    plotting.legend_above(figure, used)
     plotting.footnote(figure, data.notes)
     return figure
 

@@ -24,6 +24,9 @@ LABELS = {
     "etpo_action_level": "ETPO without token-level backup",
 }
 
+# This project's own additions to the methods of the paper; figures show them apart.
+ADDITIONS = ("ppo_kl_memory", "etpo_memory", "etpo_center_memory")
+
 DAGGER = "†"
 STAND_IN_NOTE = f"{DAGGER} stand-in data, not the paper's: the table is replaced by a declared substitute."
 

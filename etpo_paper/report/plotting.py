@@ -4,7 +4,8 @@ A function that draws a figure returns it; a notebook calls `use_style` once and
 which writes below `figures/{scale}/{notebook}/`. Figures are byte-stable: the same numbers give the same files, on any
 day and whatever the user's matplotlib settings are, so that a figure can be deleted, drawn again and compared. The
 colours and line styles of the methods are fixed here and nowhere else. The colours are those of Okabe and Ito, which
-colour-blind readers can tell apart; line styles differ as well, for print in black and white.
+colour-blind readers can tell apart; line styles differ as well, for print in black and white. A figure is at most
+`PAGE_WIDTH` wide, so that it is printed at its own size and no text of it is smaller than 7 pt there.
 """
 
 import textwrap
@@ -54,27 +55,33 @@ _LINES: dict[str, Any] = {
     "etpo_action_level": (0, (7, 2)),
 }
 _OTHER_COLOUR = "#7B3294"
+PAGE_WIDTH = 5.5  # inches, of a column of text
 _CHARACTERS_AN_INCH = 17  # of a footnote, roughly
+_LEAST_RANGE_OF_ENDS = 0.02
+_LEAST_RANGE = 0.05  # of an axis of scores; a narrower one makes differences of no consequence look large
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "mathtext.fontset": "dejavusans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
     "legend.frameon": False,
+    "legend.handlelength": 4.0,  # long enough for two periods of the longest dash pattern
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "figure.figsize": (6.4, 3.8),
+    "lines.linewidth": 1.4,
+    "figure.figsize": (PAGE_WIDTH, 3.4),
     "figure.dpi": 100,
     "pdf.fonttype": 42,  # text stays text
 }
-_DPI = 150
+_DPI = 200
 
 
 def use_style() -> None:
@@ -123,12 +130,35 @@ def counting(curves: Mapping[str, Interval]) -> np.ndarray:
 def show_differences(axes: Axes, curves: Mapping[str, Interval]) -> None:
     """Limits the y axis to where rising curves differ: from their lowest point after a tenth of the budget.
 
-    The first steps of a run may all fail (reward -1); an axis that shows them leaves no room for the rest.
+    The first steps of a run may all fail (reward -1); an axis that shows them leaves no room for the rest. An axis that
+    would span less than 0.05 is widened to that, at the same distance on either side.
     """
     lowest = min(float(curve.point[len(curve.point) // 10]) for curve in curves.values())
     highest = max(float(curve.point[-1]) for curve in curves.values())
-    margin = 0.15 * max(highest - lowest, 0.02)
+    margin = max(0.15 * (highest - lowest), (_LEAST_RANGE - (highest - lowest)) / 2)
     axes.set_ylim(lowest - margin, highest + margin)
+
+
+def draw_ends(axes: Axes, ends: Mapping[str, Interval]) -> None:
+    """Draws a number of each method as a dot with its interval, a row for each, so that none hides another.
+
+    An x axis that would span less than 0.02 is widened to that.
+
+    Args:
+        axes: where to draw; the names of the methods become the labels of its y axis.
+        ends: method -> number and interval, from top to bottom.
+    """
+    for row, (method, end) in enumerate(ends.items()):
+        point, low, high = (float(part) for part in end)
+        if np.isfinite(low):
+            axes.plot([low, high], [row, row], color=colour(method), linewidth=2.4, solid_capstyle="butt")
+        axes.plot([point], [row], "o", color=colour(method), markersize=5)
+    low, high = axes.get_xlim()
+    missing = max(0.0, _LEAST_RANGE_OF_ENDS - (high - low))
+    axes.set_xlim(low - missing / 2, high + missing / 2)
+    axes.set_yticks(range(len(ends)), [label(method) for method in ends])
+    axes.set_ylim(len(ends) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -168,12 +198,18 @@ def label_lowest(used: list[Axes], columns: int, x_label: str) -> None:
 
 
 def legend_above(figure: Figure, used: Iterable[Axes]) -> None:
-    """One legend above a figure for all that is drawn in some of its panels."""
+    """One legend above a figure for all that is drawn in some of its panels, in rows no wider than the figure."""
     entries: dict[str, Any] = {}
     for axes in used:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    figure.legend(entries.values(), entries.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(entries))
+    for columns in range(len(entries), 0, -1):
+        legend = figure.legend(
+            entries.values(), entries.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def footnote(figure: Figure, lines: Iterable[str]) -> None:
@@ -182,7 +218,7 @@ def footnote(figure: Figure, lines: Iterable[str]) -> None:
     A line longer than the figure is wide is broken, because the saved figure is as wide as all that is drawn.
     """
     width = int(_CHARACTERS_AN_INCH * figure.get_figwidth())
-    text = "\n".join(textwrap.fill(entry, width) for entry in lines if entry)
+    text = "\n".join(textwrap.fill(entry, width, break_on_hyphens=False) for entry in lines if entry)
     if text:
         figure.text(0.01, -0.02, text, ha="left", va="top", fontsize=7, color="#444444")
 

@@ -94,18 +94,18 @@ def planned(scale: str) -> pd.DataFrame:
 def run_status(scale: str) -> pd.DataFrame:
     """Every run that is planned or on disk: columns method, task, seed, status, reason.
 
-    The status is the card's ("finished", "not run"), or "absent" for a planned run without a card.
+    The status is the card's ("finished", "not run"), or "absent" for a planned run without a card, which has no reason.
     """
     cards = load_cards(scale)[[*KEYS, "status", "reason"]]
     status = planned(scale).merge(cards, on=KEYS, how="outer")
     absent = status["status"].isna()
     status["status"] = status["status"].astype(object).where(~absent, "absent")
-    status["reason"] = status["reason"].astype(object).where(~absent, "not run yet")
+    status["reason"] = status["reason"].astype(object).where(~absent, None)
     return status.sort_values(KEYS, ignore_index=True)
 
 
 def missing_notes(status: pd.DataFrame) -> list[str]:
-    """One line for each method that has unfinished runs: how many there are, and why.
+    """One line for each method that lacks planned runs: how many of them finished, and why the others did not if known.
 
     Args:
         status: see `run_status`; only the rows that matter.
@@ -117,7 +117,8 @@ def missing_notes(status: pd.DataFrame) -> list[str]:
         if open_rows.empty:
             continue
         reasons = "; ".join(sorted({str(reason) for reason in open_rows["reason"] if isinstance(reason, str)}))
-        count = "not run" if len(open_rows) == len(rows) else f"{len(open_rows)} of {len(rows)} runs not run"
+        done = len(rows) - len(open_rows)
+        count = f"{done} of {len(rows)} planned runs finished" if done else "not run"
         notes.append(f"{label(method)}: {count}" + (f" ({reasons})." if reasons else "."))
     return notes
 
@@ -218,17 +219,26 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
     weights = weights.astype({"seed": int})  # floats in a frame that has rows of no run
     if (starts := weights["weights"].nunique()) > 1:
-        pairs = weights.groupby(["task", "seed"])["weights"].nunique()
-        which = pairs[pairs > 1].reset_index().groupby("task")["seed"].agg(list)
-        apart = "; ".join(f"{t} seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for t, s in which.items())
         lines.append(
-            f"Runs start from {starts} warm starts, whose weights differ as processors round; "
-            + (f"so do those compared with each other on {apart}." if apart else "those of a task and seed share one.")
+            f"The runs used {starts} versions of the warm start, whose weights differ by rounding errors. "
+            + _different_starts(weights)
         )
     marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
     if marked:
-        lines.append(f"{DAGGER} stand-in data, not the paper's: {', '.join(marked)}.")
+        lines.append(f"Stand-in data, not the paper's (marked {DAGGER} beside a task's name): {', '.join(marked)}.")
     return lines
+
+
+def common_runs(frame: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of some methods on the tasks and seeds that every one of them has.
+
+    Args:
+        frame: with columns method, task and seed.
+        methods: methods to be compared.
+    """
+    rows = frame[frame["method"].isin(methods)]
+    counts = rows.groupby(["task", "seed"])["method"].transform("nunique")
+    return rows[counts == len(set(methods))]
 
 
 def finished_methods(frame: pd.DataFrame, methods: Iterable[str]) -> list[str]:
@@ -255,6 +265,28 @@ def period(updates: pd.Series) -> pd.Series:
     fifth = -(-count // 5)
     names = np.select([updates < fifth, updates >= count - fifth], [EARLY, LATE], default="between")
     return pd.Series(names, index=updates.index, dtype=object)
+
+
+def _different_starts(weights: pd.DataFrame) -> str:
+    """The tasks and seeds on which methods started from different weights, in a sentence.
+
+    Args:
+        weights: columns method, task, seed and weights, a row for each run.
+    """
+    starts = weights.groupby(["task", "seed"])["weights"].nunique()
+    apart = starts[starts > 1].reset_index()
+    if apart.empty:
+        return "All methods started from the same weights on each task and seed."
+    tasks = weights["task"].nunique()
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for task, rows in apart.groupby("task"):
+        by_seeds.setdefault(tuple(rows["seed"]), []).append(str(task))
+    parts = []
+    for same, names in by_seeds.items():
+        which = f"seed{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
+        everywhere = tasks > 1 and len(names) == tasks
+        parts.append(f"{which} of {'every task' if everywhere else ', '.join(sorted(names))}")
+    return f"Methods started from different weights on {'; '.join(sorted(parts))}."
 
 
 def _load_runs(

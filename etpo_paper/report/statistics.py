@@ -324,6 +324,11 @@ def run_scores(steps: pd.DataFrame, limit: int | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def broken(scores: pd.DataFrame) -> pd.DataFrame:
+    """The runs in which no program of the last fifth of the steps ran, rows of `run_scores`."""
+    return scores[scores["last_runs"] == 0]
+
+
 def aggregate_curves(
     frame: pd.DataFrame,
     index: str,
@@ -396,6 +401,19 @@ def compare(
     columns = ["method", "tasks", "runs"]
     columns += [name + end for name in ("iqm", "difference", "improvement") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=columns)
+
+
+def intervals_of(frame: pd.DataFrame, name: str) -> dict[str, Interval]:
+    """The intervals of the columns `name`, `name`_low and `name`_high by method; the inverse of `named`.
+
+    Args:
+        frame: with a column method, a row for each method.
+        name: of the estimate.
+    """
+    ends = frame[[name, f"{name}_low", f"{name}_high"]].astype(float).to_numpy()
+    return {
+        method: Interval(*(np.asarray(end) for end in row)) for method, row in zip(frame["method"], ends, strict=True)
+    }
 
 
 def named(name: str, interval: Interval) -> dict[str, float]:

@@ -9,6 +9,7 @@ many repair an earlier one, so they are not independent: whole batches are resam
 """
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SCORES = ["mean", "last_half", "last_quarter", "last_quarter_runs"]
 UNCHANGED = "as in params.yaml"
 METHODS = ("etpo", "etpo_memory", "ppo_kl", "ppo_kl_memory")  # a panel for each of them that a scale has variants of
 SMOOTHED = 3  # updates in a running mean
+_LEGEND_WIDTH = 38  # characters in a line
 _DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1))]  # in turn, for print in black and white
 
 
@@ -306,17 +308,28 @@ def answer(data: Tuning) -> str:
 
 
 def figure(data: Tuning) -> Figure:
-    """The learning curves of the variants, a panel for each method, with the untrained model as a dotted line."""
+    """The learning curves of the variants, a panel for each method, with the untrained model as a dotted line.
+
+    The legend of a panel stands on its right, the best variant first, and has the panel's height at most.
+    """
     known = data.untrained is not None
-    entries = data.ranking["method"].value_counts().max() + known  # of the longest legend, which hangs below its panel
-    size = (4.5 * len(data.methods), 3.5 + 0.17 * entries)
-    figure, (panels,) = plt.subplots(1, len(data.methods), figsize=size, sharex=True, sharey=True, squeeze=False)
+    lines = [
+        sum(len(textwrap.wrap(text, _LEGEND_WIDTH)) for text in data.ranking.query("method == @method")["changes"])
+        for method in data.methods
+    ]
+    heights = [max(1.4, 0.145 * (count + known)) for count in lines]
+    size = (plotting.PAGE_WIDTH, sum(heights) + 0.35 * len(heights) + 0.4)
+    figure, grid = plt.subplots(
+        len(data.methods), 1, figsize=size, sharex=True, sharey=True, squeeze=False, height_ratios=heights
+    )
+    panels = list(grid[:, 0])
     for axes, method in zip(panels, data.methods, strict=True):
         _panel(axes, data, method)
-    panels[0].set_ylabel(f"mean reward of a batch,\nrunning mean of {SMOOTHED} updates")
+        axes.set_ylabel("mean reward of a batch")
+    panels[-1].set_xlabel("update")
     figure.tight_layout()
-    figure.tight_layout()  # again: the legends hang relative to the height that the first call gave the panels
-    plotting.footnote(figure, data.notes)
+    figure.subplots_adjust(right=0.52)
+    plotting.footnote(figure, [f"Curves are running means of {SMOOTHED} updates.", *data.notes])
     return figure
 
 
@@ -367,16 +380,15 @@ def _panel(axes: Axes, data: Tuning, method: str) -> None:
             linestyle=_DASHES[place % len(_DASHES)],
             linewidth=2.4 if place == 0 else 1.4,
             zorder=3 - 0.1 * place,
-            label=row["changes"],
+            label=textwrap.fill(row["changes"], _LEGEND_WIDTH),
         )
     if data.untrained is not None:
         look = plotting.line("reflection") | {"linestyle": ":", "label": f"{label('reflection')} (untrained)"}
         axes.axhline(data.untrained, linewidth=1.2, **look)
     axes.set_title(label(method))
-    axes.set_xlabel("update")
     plotting.whole_numbers(axes)
     if rows or data.untrained is not None:
-        axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.2), borderaxespad=0.0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, fontsize=7)
 
 
 def _score(row: Mapping[Any, Any], name: str) -> str:
@@ -391,6 +403,6 @@ def _shared_tasks(scale: str, tasks: Sequence[str]) -> list[str]:
     if not shared:
         return []
     return [
-        f"{', '.join(tasks)} is also a task of the scales {', '.join(shared)}: "
-        "what they find on it is not independent of this choice."
+        f"{', '.join(tasks)} {'is also a task' if len(tasks) == 1 else 'are also tasks'} of other scales "
+        f"({', '.join(shared)}), whose results are therefore not independent of this choice."
     ]

@@ -106,6 +106,50 @@ def test_a_legend_above_names_each_line_once():
     plt.close(figure)
 
 
+def test_an_axis_of_scores_spans_no_less_than_a_twentieth():
+    figure, axes = plt.subplots()
+    plotting.show_differences(axes, {"etpo": interval(*np.full(20, 0.868)), "ppo_kl": interval(*np.full(20, 0.866))})
+    assert axes.get_ylim() == pytest.approx((0.867 - 0.025, 0.867 + 0.025))
+    plt.close(figure)
+
+
+def test_ends_have_a_row_each_and_no_line_without_an_interval():
+    figure, axes = plt.subplots()
+    ends = {"ppo_kl": interval(0.5), "etpo": Interval(np.array(0.5), np.array(np.nan), np.array(np.nan))}
+    plotting.draw_ends(axes, {method: Interval(*(part.squeeze() for part in end)) for method, end in ends.items()})
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["PPO-KL", "ETPO"]
+    drawn = [(line.get_xdata(), line.get_ydata()) for line in axes.get_lines()]
+    assert [list(y) for _, y in drawn] == [[0, 0], [0], [1]] and drawn[0][0] == pytest.approx([0.4, 0.6])
+    plt.close(figure)
+    figure, axes = plt.subplots()
+    plotting.draw_ends(axes, {"etpo": Interval(*(np.array(end) for end in (0.5, 0.499, 0.501)))})
+    assert axes.get_xlim() == pytest.approx((0.49, 0.51))
+    plt.close(figure)
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    plotting.use_style()
+    figure, used = plotting.panels(1, 1, 5.1, 1.5, "reward")
+    for method in names.LABELS:
+        used[0].plot([1, 2], [1, 2], **plotting.line(method))
+    plotting.legend_above(figure, used)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(names.LABELS)
+    assert legend.get_window_extent().width <= figure.bbox.width
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("method", names.LABELS)
+def test_a_legend_shows_a_dash_pattern_twice(method):
+    plotting.use_style()
+    figure, axes = plt.subplots()
+    (line,) = axes.plot([1, 2], [1, 2], **plotting.line(method))
+    pattern = line._dash_pattern[1] or (0.0,)
+    handle = matplotlib.rcParams["legend.handlelength"] * matplotlib.rcParams["legend.fontsize"]
+    assert handle >= 1.9 * sum(pattern), "in points"
+    plt.close(figure)
+
+
 def test_a_footnote_is_no_wider_than_its_figure(figures):
     def width(note):
         figure, axes = plt.subplots()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import fixtures_results as fixtures
 import matplotlib.pyplot as plt
@@ -120,8 +121,20 @@ def test_exploration_answers_with_the_highest_first_and_draws_each_method(root):
     scores = [float(part.split()[0]) for part in first.split(" on average ")[1].split(", ")]
     assert first.startswith("**Answer.** After 40 steps on 2 tasks the best program scores on average ")
     assert len(scores) == 3 and scores == sorted(scores, reverse=True)
-    (axes,) = exploration.figure(data).axes
+    axes, ends = exploration.figure(data).axes
     assert lines(axes) == ["Reflection", "PPO-KL", "ETPO"] and axes.get_xlim() == (1, 40)
+    assert [text.get_text() for text in ends.get_yticklabels()] == lines(axes)
+
+
+def test_exploration_shows_methods_with_memory_beside_etpo_in_a_panel_of_their_own(other):
+    fixtures.make_results(other, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=TASKS[:1])
+    data = exploration.load("smoke", rng())
+    paper, ours, ends = exploration.figure(data).axes
+    assert lines(paper) == ["PPO-KL", "ETPO"]
+    assert lines(ours) == ["ETPO", "ETPO with memory"]
+    assert len(ends.get_yticks()) == 3
+    dots = [line.get_xdata()[0] for line in ends.get_lines() if len(line.get_xdata()) == 1]
+    assert dots == [float(curve.point[-1]) for curve in data.curves.values()]
 
 
 # Main table ------------------------------------------------------------------------------------------------------
@@ -164,7 +177,11 @@ def test_methods_over_all_tasks(root):
     expected = sorted(np.subtract(best["etpo"], best["ppo_kl"]))[1:3]
     assert rows.loc["ppo_kl", "difference"] == pytest.approx(np.mean(expected))
     assert table.cells().columns.tolist() == ["Method", "IQM of best", "ETPO - method", "P(ETPO better)", "Optimism"]
-    (axes,) = main_table.performance_profile(main_table.load("smoke"), rng()).axes
+    figure = main_table.performance_profile(main_table.load("smoke"), rng())
+    titles = [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.axison]
+    assert titles == [name for name in table.cells()["Method"] if name != "ETPO"]
+    axes = figure.axes[1]
+    assert lines(axes) == ["ETPO", titles[1]]
     profile = axes.get_lines()[0].get_ydata()
     assert profile[0] == 1.0 and profile[-1] == 0.0 and (np.diff(profile) <= 0).all()
 
@@ -211,18 +228,48 @@ def test_the_end_of_training_is_what_the_raw_files_say(root):
     assert np.isnan(rows.loc["etpo", "std_ratio"]) and np.isnan(rows.loc["reflection", "falls"])
     shown = table.cells().set_index("Method")
     assert shown.loc["Reflection", "Updates that fall"] == "–" and shown.loc["ETPO", "Updates that fall"].isdigit()
-    assert convergence.answer(data, ends).startswith("**Answer.** Mean reward over the last fifth of the budget (IQM")
+    assert convergence.answer(data, ends).startswith(
+        "**Answer.** Mean reward over the last fifth of the budget, interq"
+    )
+    assert f"(mean {np.mean(late['etpo']):.3f})" in convergence.answer(data, ends)
 
 
 def test_the_panels_of_convergence_have_curves_and_levels(root):
     data = convergence.load("smoke")
-    figure = convergence.figure(data, convergence.curves(data, rng()))
+    ends = convergence.compare_ends(data, rng())
+    figures = convergence.figures(data, convergence.curves(data, rng()), ends)
+    assert list(figures) == ["mean_reward"]
+    figure = figures["mean_reward"]
     mean, first, second = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["mean of 2 tasks", "balance-scale", "kidney-stone†"]
     assert lines(mean) == lines(second) == ["Reflection", "PPO-KL", "ETPO"]
     level = np.mean([raw(root, "reflection", TASKS[0], seed)["reward"].mean() for seed in (0, 1)])
     assert first.get_lines()[0].get_ydata()[0] == pytest.approx(level)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == lines(mean)
+    iqm = ends.set_index("method")["iqm"]["etpo"]
+    assert f"ETPO {data.means['etpo']:.3f} / {iqm:.3f}." in " ".join(figure.texts[-1].get_text().split())
+
+
+def test_a_run_that_broke_is_marked_and_additions_have_a_figure_of_their_own(other):
+    fixtures.make_results(other, methods=("ppo_kl", "etpo", "etpo_memory"), tasks=TASKS)
+    path = other / "results/smoke/etpo/balance-scale/seed1/steps.csv"
+    steps = pd.read_csv(path, dtype={"code_hash": str})
+    steps.loc[steps.index[-8:], ["status", "reward"]] = ["exception", -1.0]
+    steps.to_csv(path, index=False)
+    data = convergence.load("smoke")
+    assert data.broken[results.KEYS].to_numpy().tolist() == [["etpo", "balance-scale", 1]]
+    ends = convergence.compare_ends(data, rng())
+    figures = convergence.figures(data, convergence.curves(data, rng()), ends)
+    assert list(figures) == ["mean_reward", "mean_reward_additions"]
+    for figure, names in zip(figures.values(), (["PPO-KL", "ETPO"], ["ETPO", "ETPO with memory"]), strict=True):
+        mean, one, two = figure.axes
+        assert lines(mean) == lines(two) == names and len(lines(one)) == 3
+        marked = one.get_lines()[-1]
+        assert marked.get_marker() == "x" and [text.get_text() for text in one.texts] == ["seed 1"]
+        own = raw(other, "etpo", seed=1, name="updates")
+        assert marked.get_ydata().tolist() == own["mean_reward"].tolist()
+        assert "ETPO on balance-scale, seed 1 broke" in figure.texts[-1].get_text()
+    assert "ETPO on balance-scale, seed 1 broke" in convergence.answer(data, ends)
 
 
 def test_the_end_of_training_taken_apart(other):
@@ -246,8 +293,9 @@ def test_one_seed_has_no_intervals_and_one_task_no_mean(other):
     table = convergence.last_fifth(data, convergence.compare_ends(data, rng()), curves, rng())
     assert list(curves) == ["balance-scale"] and "[" not in tables.markdown(table)
     assert "1 task, 1 seed a task: n=1, hence no interval." in table.notes
-    assert "PPO-KL: not run (not run yet)." in table.notes
-    assert len(convergence.figure(data, curves).axes) == 1
+    assert "PPO-KL: not run." in table.notes
+    figures = convergence.figures(data, curves, convergence.compare_ends(data, rng()))
+    assert len(figures["mean_reward"].axes) == 1
 
 
 # Ablations -------------------------------------------------------------------------------------------------------
@@ -257,8 +305,11 @@ def test_ablations_are_compared_with_etpo(root):
     generator = rng()
     data = ablations.load("smoke", generator)
     assert data.methods == ["etpo", "etpo_no_reflection", "etpo_action_level"]
-    left, right = ablations.figure(data, generator).axes
+    left, right, best, last = ablations.figure(data, generator).axes
     assert lines(left) == lines(right) == [ablations.label(method) for method in data.methods]
+    for axes, ends in ((best, data.best), (last, data.late)):
+        dots = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 1]
+        assert dots == ends["iqm"].tolist()
     table = ablations.table(data)
     rows = table.numbers.set_index("method")
     late = {method: [run["reward"].tail(8).mean() for run in every(root, method)] for method in data.methods}
@@ -266,7 +317,35 @@ def test_ablations_are_compared_with_etpo(root):
         expected = np.mean(sorted(np.subtract(late["etpo"], late[method]))[1:3])
         assert rows.loc[method, "last_fifth_difference"] == pytest.approx(expected)
     assert table.cells()["ETPO - method, best"][0] == "–" and table.caption.startswith("ETPO and its ablations on 2 ")
-    assert ablations.answer(data).startswith("**Answer.** Mean reward over the last fifth of 40 steps (IQM over runs)")
+    answer = ablations.answer(data)
+    assert answer.startswith(
+        "**Answer.** Mean reward over the last fifth of 40 steps, interquartile mean (IQM) over runs"
+    )
+    assert f"(mean {np.mean(late['etpo']):.3f})" in answer
+
+
+def test_ablations_are_compared_on_common_seeds_only(other):
+    fixtures.make_results(other, methods=ablations.METHODS, tasks=TASKS)
+    place = other / "results/smoke/etpo_no_reflection/balance-scale/seed1"
+    shutil.rmtree(place)
+    path = other / "results/smoke/etpo/balance-scale/seed1/steps.csv"
+    steps = pd.read_csv(path, dtype={"code_hash": str})
+    steps.loc[steps.index[-8:], ["status", "reward"]] = ["exception", -1.0]
+    steps.to_csv(path, index=False)
+    data = ablations.load("smoke", rng())
+    assert data.late["runs"].tolist() == [3, 3, 3]
+    assert data.updates.groupby("method")["seed"].value_counts().nunique() == 2  # seed 1 on one task only
+    kept = [raw(other, "etpo", *run)["reward"].tail(8).mean() for run in ((TASKS[0], 0), (TASKS[1], 0), (TASKS[1], 1))]
+    assert data.late["iqm"][0] == pytest.approx(np.mean(kept))
+    assert "Only seeds that all methods have are compared (0, 1)." in data.notes
+    assert "ETPO on balance-scale, seed 1, is not among them; none of its last programs ran." in data.notes
+    for seed, task in ((0, TASKS[0]), (0, TASKS[1]), (1, TASKS[1])):
+        shutil.rmtree(other / f"results/smoke/etpo_no_reflection/{task}/seed{seed}")
+    for task in TASKS:
+        shutil.rmtree(other / f"results/smoke/etpo_action_level/{task}/seed0")
+        shutil.rmtree(other / f"results/smoke/etpo/{task}/seed1")
+    with pytest.raises(UserError, match="no task and seed of scale smoke has finished runs of all of"):
+        ablations.load("smoke", rng())
 
 
 # Style -----------------------------------------------------------------------------------------------------------
@@ -405,9 +484,11 @@ def test_the_ends_beside_the_frontier(root):
 def test_the_figure_of_the_frontier_has_a_path_for_each_method(root):
     figure = frontier.figure(frontier.load("smoke"))
     left, right = figure.axes
-    assert lines(left)[0] == "the best there is" and {"PPO-KL", "ETPO"} <= set(lines(left))
+    assert lines(left)[0] == "best possible (estimate)" and {"PPO-KL", "ETPO"} <= set(lines(left))
     assert left.get_xlabel() == right.get_xlabel() == "KL per action, nats" and right.get_title() == "kidney-stone†"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the best there is", "PPO-KL", "ETPO"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "best possible (estimate)", "PPO-KL", "ETPO", "mean of an eighth of training", "the last eighth",
+    ]  # fmt: skip
 
 
 def test_a_frontier_needs_the_untrained_model(other):

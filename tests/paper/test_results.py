@@ -60,8 +60,11 @@ def test_status_names_what_was_not_run_and_what_is_absent(root):
     assert status.loc[("ppo_kl", "kidney-stone", 0), "status"] == "absent"
     notes = results.missing_notes(results.run_status("smoke"))
     assert "Reflection (GPT-4): not run (OPENAI_API_KEY is not set)." in notes
-    assert "PPO-KL: not run (not run yet)." in notes
+    assert "PPO-KL: not run." in notes
+    assert status.loc[("ppo_kl", "kidney-stone", 0), "reason"] is None
     assert not any(note.startswith("ETPO:") for note in notes)
+    half = pd.DataFrame({"method": "etpo", "status": ["finished", "absent"], "reason": None})
+    assert results.missing_notes(half) == ["ETPO: 1 of 2 planned runs finished."]
 
 
 def test_notes_state_seeds_missing_runs_and_stand_ins(root):
@@ -70,7 +73,7 @@ def test_notes_state_seeds_missing_runs_and_stand_ins(root):
     notes = results.notes("smoke", steps, ["etpo", "ppo_kl"])
     assert notes[0] == "2 tasks, 1 seed a task: n=1, hence no interval."
     assert notes[1].startswith("PPO-KL: not run")
-    assert notes[2] == "† stand-in data, not the paper's: kidney-stone."
+    assert notes[2] == "Stand-in data, not the paper's (marked † beside a task's name): kidney-stone."
 
 
 def test_notes_say_when_runs_started_from_different_weights(root):
@@ -88,10 +91,11 @@ def test_notes_say_when_runs_started_from_different_weights(root):
 
     assert noted(lambda method, seed: "a") == noted(lambda method, seed: None) == []
     assert noted(lambda method, seed: "ab"[seed]) == [
-        "Runs start from 2 warm starts, whose weights differ as processors round; those of a task and seed share one."
+        "The runs used 2 versions of the warm start, whose weights differ by rounding errors. "
+        "All methods started from the same weights on each task and seed."
     ]
     (note,) = noted(lambda method, seed: "a" if method == "etpo" or seed == 0 else "b")
-    assert note.endswith("; so do those compared with each other on balance-scale seed 1; kidney-stone seed 1.")
+    assert note.endswith(" Methods started from different weights on seed 1 of every task.")
 
 
 def test_an_unfinished_run_has_no_rows(root):
@@ -138,6 +142,12 @@ def test_common_tasks():
     frame = pd.DataFrame({"method": ["a", "a", "b"], "task": ["t", "u", "u"]})
     assert results.common_tasks(frame, ["a", "b"]) == ["u"]
     assert results.common_tasks(frame, ["a", "c"]) == []
+
+
+def test_common_runs_are_those_that_every_method_has():
+    rows = [("a", "t", 0), ("a", "t", 1), ("b", "t", 0), ("b", "u", 0), ("c", "t", 1)]
+    frame = pd.DataFrame(rows, columns=results.KEYS)
+    assert results.common_runs(frame, ["a", "b"]).to_numpy().tolist() == [["a", "t", 0], ["b", "t", 0]]
 
 
 def counting_score(calls, *values):

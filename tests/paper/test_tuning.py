@@ -268,7 +268,9 @@ def test_tasks_of_other_scales_are_named(made):
     params["scales"] = {name: params["scales"][name] for name in ("smoke", "tuning")}
     params["scales"]["smoke"]["tasks"] = ["diabetes", "breast-w"]
     (made / "params.yaml").write_text(yaml.safe_dump(params))
-    note = "breast-w is also a task of the scales smoke: what they find on it is not independent of this choice."
+    note = (
+        "breast-w is also a task of other scales (smoke), whose results are therefore not independent of this choice."
+    )
     assert tuning.load("tuning", rng()).notes[-1] == note
 
 

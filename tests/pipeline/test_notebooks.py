@@ -99,7 +99,9 @@ def test_main_table_is_what_the_raw_files_say(root):
     assert rows.loc[("balance-scale", "reflection_gpt4"), "n"] == 0
     shown = (root / "figures/smoke/main_table/main_table.md").read_text()
     assert "| kidney-stone† | not run |" in shown
-    assert "**" in shown and "† stand-in data" in shown and "Reflection (GPT-4): not run" in shown
+    assert (
+        "**" in shown and "Stand-in data, not the paper's (marked †" in shown and "Reflection (GPT-4): not run" in shown
+    )
 
 
 def test_curves_end_at_what_the_raw_files_say(root):
