@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
 from etpo_paper.data.tasks import TASKS
@@ -48,10 +49,12 @@ def load(scale: str) -> DataSets:
     """Reads the notes of the prepared tables.
 
     Raises:
-        UserError: there is no such scale.
+        UserError: there is no such scale, or no table was prepared; the message says how to.
     """
     files = {name: paths.TABLES / f"{name}.json" for name in TASKS}
     prepared = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    if not prepared:
+        raise UserError(f"no tables in {paths.TABLES}; prepare them: python -m pipeline.data")
     return DataSets(scale, load_settings(scale).tasks, prepared)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from etpo_core.errors import UserError
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.names import counted, label, ordered, task_label
 from etpo_paper.report.statistics import Interval
@@ -56,9 +57,11 @@ def load(scale: str) -> MainTable:
     """Reads the runs of a scale and their held-out scores.
 
     Raises:
-        UserError: no method has a finished run.
+        UserError: no method has a finished run, or the held-out scores were not made; the message says how to.
     """
     steps, status, evaluation = results.load_steps(scale), results.run_status(scale), results.load_evaluation(scale)
+    if evaluation.empty:
+        raise UserError(f"no held-out scores of scale {scale}; make them: python -m pipeline.evaluate --scale {scale}")
     methods = ordered(set(status["method"]) - LEFT_OUT)
     present = results.finished_methods(steps, methods)
     budget = statistics.budget(steps)
@@ -172,8 +175,6 @@ def performance_profile(data: MainTable, generator: np.random.Generator) -> Figu
 
 
 def _held_out_notes(evaluation: pd.DataFrame) -> list[str]:
-    if evaluation.empty:
-        return ["No held-out scores: run `python -m pipeline.evaluate` for this scale."]
     return [
         f"{label(row['method'])} on {row['task']}, seed {row['seed']}: the best program fails on "
         f"{row['splits_failed']} of {row['splits'] + row['splits_failed']} held-out splits; "

@@ -186,12 +186,8 @@ def test_methods_over_all_tasks(root):
     assert profile[0] == 1.0 and profile[-1] == 0.0 and (np.diff(profile) <= 0).all()
 
 
-def test_held_out_scores_that_lack_are_said(other):
+def test_held_out_splits_that_fail_are_said(other):
     fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,))
-    data = main_table.load("smoke")
-    assert "No held-out scores: run `python -m pipeline.evaluate` for this scale." in data.notes
-    assert main_table.answer(data).splitlines()[0].endswith("(40 steps). ")
-    assert "(" not in main_table.table(data).cells().loc[0, "ETPO"]
     fixtures.make_evaluation(other)
     path = other / "evaluations/smoke/held_out.csv"
     pd.read_csv(path).assign(splits=8, splits_failed=2).to_csv(path, index=False)
@@ -676,3 +672,28 @@ def test_metrics_are_means_over_runs(root):
     curve = metrics.curves("smoke")["etpo"].set_index("steps")
     first = learnt[learnt["steps"] == learnt["steps"].min()]
     assert curve["reward"].iloc[0] == pytest.approx(first["mean_reward"].mean())
+
+
+@pytest.mark.parametrize(
+    ("load", "missing", "command"),
+    [
+        (datasets.load, "data/tables", "python -m pipeline.data"),
+        (main_table.load, "evaluations/smoke/held_out.csv", "python -m pipeline.evaluate --scale smoke"),
+        (perplexity.collect, "evaluations/smoke/perplexity.csv", "python -m pipeline.perplexity --scale smoke"),
+        (learning.load, "evaluations/smoke/regret.csv", "python -m pipeline.worlds --scale smoke"),
+    ],
+)
+def test_what_a_notebook_lacks_is_one_line_before_anything_is_written(
+    root, tmp_path, monkeypatch, load, missing, command
+):
+    bare = tmp_path / "bare"
+    shutil.copytree(root, bare)
+    use(monkeypatch, bare)
+    gone = bare / missing
+    if gone.is_dir():
+        shutil.rmtree(gone)
+    else:
+        gone.unlink(missing_ok=True)
+    with pytest.raises(UserError, match=command) as error:
+        load("smoke")
+    assert "\n" not in str(error.value) and not (bare / "figures").exists()

@@ -124,12 +124,24 @@ def test_stand_ins_are_marked_in_the_data_table(root):
 def test_one_seed_and_missing_methods_still_draw_what_is_there(tmp_path, figures):
     fixtures.make_root(tmp_path)
     fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    fixtures.make_evaluation(tmp_path)
     for name in ("main_table", "convergence"):
         done = figures(tmp_path, name)
         assert done.returncode == 0, done.stderr
     shown = (tmp_path / "figures/smoke/convergence/last_fifth.md").read_text()
     assert "n=1" in shown and "PPO-KL: not run" in shown and "[" not in shown
-    assert "No held-out scores" in (tmp_path / "figures/smoke/main_table/main_table.md").read_text()
+
+
+def test_a_notebook_without_its_input_leaves_the_figures_that_are_there(tmp_path, figures):
+    fixtures.make_root(tmp_path)
+    fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    for name, table in (("dataset_table", "datasets.md"), ("main_table", "main_table.md")):
+        committed = tmp_path / "figures" / "smoke" / name / table
+        committed.parent.mkdir(parents=True)
+        committed.write_text("what was committed")
+        done = figures(tmp_path, name)
+        assert done.returncode == 2 and "python -m pipeline." in done.stderr.splitlines()[-1]
+        assert [*committed.parent.iterdir()] == [committed] and committed.read_text() == "what was committed"
 
 
 def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path, figures):
