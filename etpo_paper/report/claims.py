@@ -1,9 +1,9 @@
 """Numbers that the documentation states, recomputed from the committed raw files.
 
-`claims.yaml` lists the claims. A claim names a file, a fragment of its text in which `{}` takes the place of each number,
-and for each number a call of one of the functions in `FUNCTIONS`. The number is read from the file itself and compared
-with what the call returns, so that a changed digit in the text is found as well as a changed row of a raw file. A number
-holds if it is the recomputed one rounded to the digits shown.
+`claims.yaml` lists the claims. A claim names a file, a fragment of its text in which `{}` takes the place of each
+number, and for each number a call of one of the functions in `FUNCTIONS`. The number is read from the file itself and
+compared with what the call returns, so that a changed digit in the text is found as well as a changed row of a raw
+file. A number holds if it is the recomputed one rounded to the digits shown.
 """
 
 import re
