@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro test test-all lint api clean-venv
+.PHONY: repro verify test test-all lint api clean-venv
 .DELETE_ON_ERROR:
 
 repro: $(READY)
@@ -30,6 +30,10 @@ lint: $(READY)
 	ruff format --check .
 	mypy
 	lint-imports
+
+# Every number that the documentation states, and every figure, recomputed from the committed raw results.
+verify: $(READY)
+	python -m pipeline.verify
 
 # HTML pages made from the docstrings, in build/api.
 api: $(DOCS)

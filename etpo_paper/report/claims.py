@@ -1,0 +1,191 @@
+"""Numbers that the documentation states, recomputed from the committed raw files.
+
+`claims.yaml` lists the claims. A claim names a file, a fragment of its text in which `{}` takes the place of each
+number, and for each number a call of one of the functions in `FUNCTIONS`. The number is read from the file itself and
+compared with what the call returns, so that a changed digit in the text is found as well as a changed row of a raw
+file. A number holds if it is the recomputed one rounded to the digits shown.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from etpo_core.errors import UserError, unknown
+from etpo_paper.report import ablations, convergence, perplexity, results, statistics
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+FIELDS = {"id", "file", "text", "found", "command"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of `claims.yaml`.
+
+    Attributes:
+        id: its name.
+        file: where it is stated, relative to the root.
+        text: the fragment, with `{}` for each number; line breaks count as spaces.
+        found: for each number the name of a function and its arguments.
+        command: the command that makes the raw files.
+        times: what the recomputed numbers are multiplied by, 100 for per cent.
+    """
+
+    id: str
+    file: str
+    text: str
+    found: list[list[Any]]
+    command: str
+    times: float = 1.0
+
+    def places(self, text: str) -> list[re.Match[str]]:
+        """Where the fragment occurs in a text, with any numbers."""
+        words = [re.escape(word).replace(r"\{\}", NUMBER) for word in self.text.split()]
+        return list(re.finditer(r"\s+".join(words), text))
+
+
+def load(root: Path) -> list[Claim]:
+    """Reads `claims.yaml`.
+
+    Raises:
+        UserError: the file is missing or an entry lacks a field.
+    """
+    path = root / "claims.yaml"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it with `git checkout claims.yaml`")
+    claims = []
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+        if absent := FIELDS - set(entry):
+            raise UserError(f"{path}: claim {entry.get('id')} lacks the field {min(absent)}; add it")
+        claim = Claim(**entry)
+        if claim.text.count("{}") != len(claim.found):
+            raise UserError(f"{path}: claim {claim.id} needs one call under `found` for each {{}} of its text")
+        claims.append(claim)
+    return claims
+
+
+def check(claim: Claim, root: Path) -> list[str]:
+    """What does not hold about a claim, one line each; empty if it holds."""
+    path = root / claim.file
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    places = claim.places(text)
+    if len(places) != 1:
+        return [f"{claim.id}: NOT HELD: its text occurs {len(places)} times instead of once in {claim.file}"]
+    wrong = []
+    for index, call in enumerate(claim.found, start=1):
+        stated = places[0].group(index)
+        where = f"{claim.file}:{text.count(chr(10), 0, places[0].start(index)) + 1}"
+        name, *arguments = call
+        if name not in FUNCTIONS:
+            raise unknown("function in claims.yaml", name, FUNCTIONS)
+        try:
+            value = claim.times * FUNCTIONS[name](*arguments)
+        except UserError as error:
+            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, {error}, {where}")
+            continue
+        digits = len(stated.partition(".")[2])
+        if not abs(float(stated) - value) <= 0.5 * 10**-digits + 1e-9:
+            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, found {value:.{digits + 2}f}, {where}")
+    return wrong
+
+
+def forget() -> None:
+    """Drops what was read, for a process that changes the raw files between two checks."""
+    for function in (_ends, _ablations, _scores, _changes):
+        function.cache_clear()
+
+
+def ends(scale: str, method: str, column: str) -> float:
+    """A cell of `convergence.compare_ends`: the last fifth's reward of a method, or ETPO compared with the method."""
+    return _cell(_ends(scale), column, scale, method=method)
+
+
+def ablation(scale: str, method: str, column: str) -> float:
+    """A cell of `ablations.table`: ETPO or an ablation of it, on the seeds that all of them have."""
+    return _cell(_ablations(scale), column, scale, method=method)
+
+
+def share_that_runs(scale: str, method: str) -> float:
+    """The share of a method's programs of the last fifth of the steps that ran, the mean over its runs."""
+    return float(_rows(_scores(scale), scale, method=method)["last_runs"].mean())
+
+
+def paired(scale: str, first: str, second: str) -> float:
+    """IQM over (task, seed) pairs of the last fifth's reward of the first method minus that of the second."""
+    return float(statistics.pooled_iqm(_pairs(scale, first, second)))
+
+
+def pairs_above(scale: str, first: str, second: str) -> float:
+    """The number of (task, seed) pairs in which the first method's last fifth earns more."""
+    return float(sum((pair > 0).sum() for pair in _pairs(scale, first, second)))
+
+
+def last_fifth(scale: str, method: str, task: str, seed: int) -> float:
+    """The mean reward of one run over the last fifth of its steps."""
+    return _cell(_scores(scale), "last_mean", scale, method=method, task=task, seed=seed)
+
+
+def iqm(scale: str, method: str) -> float:
+    """The interquartile mean over a method's runs of the last fifth's reward."""
+    rows = _rows(_scores(scale), scale, method=method)
+    return float(statistics.pooled_iqm(statistics.strata_of(rows, "last_mean")))
+
+
+def perplexity_change(scale: str, method: str, corpus: str) -> float:
+    """The relative change of the perplexity of a text by a method's training, the mean over its runs."""
+    return _cell(_changes(scale), "change", scale, method=method, corpus=corpus)
+
+
+FUNCTIONS: dict[str, Callable[..., float]] = {
+    function.__name__: function
+    for function in (ends, ablation, share_that_runs, paired, pairs_above, last_fifth, iqm, perplexity_change)
+}
+
+
+@cache
+def _ends(scale: str) -> pd.DataFrame:
+    results.require_results(scale)
+    return convergence.compare_ends(convergence.load(scale), np.random.default_rng(0))
+
+
+@cache
+def _ablations(scale: str) -> pd.DataFrame:
+    results.require_results(scale)
+    return ablations.table(ablations.load(scale, np.random.default_rng(0))).numbers
+
+
+@cache
+def _scores(scale: str) -> pd.DataFrame:
+    results.require_results(scale)
+    return statistics.run_scores(results.load_steps(scale))
+
+
+@cache
+def _changes(scale: str) -> pd.DataFrame:
+    return perplexity.collect(scale).changes
+
+
+def _pairs(scale: str, first: str, second: str) -> list[np.ndarray]:
+    pairs = statistics.paired_differences(_scores(scale), "last_mean", first, second)
+    if not pairs:
+        raise UserError(f"no pair of finished runs of {first} and {second}; run `make repro SCALE={scale}`")
+    return pairs
+
+
+def _rows(frame: pd.DataFrame, scale: str, **keys: object) -> pd.DataFrame:
+    for key, value in keys.items():
+        frame = frame[frame[key] == value]
+    if frame.empty:
+        named = ", ".join(map(str, keys.values()))
+        raise UserError(f"no raw results of {named}; restore them or run `make repro SCALE={scale}`")
+    return frame
+
+
+def _cell(frame: pd.DataFrame, column: str, scale: str, **keys: object) -> float:
+    return float(_rows(frame, scale, **keys)[column].iloc[0])

@@ -1,0 +1,99 @@
+"""Stage `verify`: every number of `claims.yaml`, and every committed figure and table, recomputed from raw results.
+
+    python -m pipeline.verify            # claims, figures and the manifest of runs
+    python -m pipeline.verify --claims   # claims and the manifest only
+
+Prints each as `held` or `NOT HELD` and exits with status 1 if anything is not held. Figures are drawn into a temporary
+copy of the root; nothing of the checkout is written.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from etpo_paper.base import paths
+from etpo_paper.base.settings import load_settings
+from etpo_paper.report import claims, results
+from pipeline import entry
+
+COMPARED = {".csv", ".md", ".tex", ".png"}
+WORKERS = 2
+
+
+def check_figure(folder: Path) -> list[str]:
+    """Draws figures/{scale}/{notebook} again and compares bytes; a line for each file that differs."""
+    scale, name = folder.parent.name, folder.name
+    label = f"figures/{scale}/{name}"
+    with tempfile.TemporaryDirectory() as place:
+        for source in paths.ROOT.iterdir():
+            if source.name not in {"figures", ".git"}:
+                (Path(place) / source.name).symlink_to(source)
+        command = [sys.executable, "-m", "pipeline.figures", "--scale", scale, "--notebook", name]
+        environment = os.environ | {"ETPO_ROOT": place}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return [f"{label}: NOT HELD: cannot be drawn: {reason}"]
+        lines = []
+        for path in sorted(folder.iterdir()):
+            again = Path(place) / "figures" / scale / name / path.name
+            if path.suffix in COMPARED and (not again.is_file() or again.read_bytes() != path.read_bytes()):
+                lines.append(f"{label}/{path.name}: NOT HELD: differs from what the raw results give")
+        return lines
+
+
+def manifest(scale: str) -> list[str]:
+    """How many runs of a scale are planned and finished, and why the others are not."""
+    status = results.run_status(scale)
+    planned, finished = len(results.planned(scale)), int((status["status"] == "finished").sum())
+    lines = [f"{scale}: {planned} planned, {finished} finished, {len(status) - finished} not"]
+    open_runs = status[status["status"] != "finished"].fillna({"reason": ""})
+    for (method, state, reason), runs in open_runs.groupby(["method", "status", "reason"]):
+        seeds = runs.groupby("task")["seed"].agg(lambda own: f"seed {', '.join(map(str, own))}")
+        named = "; ".join(f"{task} {own}" for task, own in seeds.items())
+        lines.append(f"  {method}: {state}{f' ({reason})' if reason else ''}: {named}")
+    return lines
+
+
+def run(figures: bool = True) -> bool:
+    """Prints everything.
+
+    Returns:
+        Whether all is held.
+    """
+    held = True
+    listed = claims.load(paths.ROOT)
+    for claim in listed:
+        wrong = claims.check(claim, paths.ROOT)
+        held = held and not wrong
+        print("\n".join(wrong) or f"{claim.id}: held", flush=True)
+    folders = sorted(f for f in paths.FIGURES.glob("*/*") if (paths.NOTEBOOKS / f"{f.name}.ipynb").is_file())
+    if figures:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for folder, wrong in zip(folders, pool.map(check_figure, folders), strict=True):
+                held = held and not wrong
+                print("\n".join(wrong) or f"{folder.relative_to(paths.ROOT)}: held", flush=True)
+    print("runs:")
+    for place in sorted(p.name for p in paths.RESULTS.glob("*") if p.is_dir()):
+        load_settings(place)
+        print("\n".join(manifest(place)))
+    print(f"{len(listed)} claims: {'all held' if held else 'not everything is held'}")
+    return held
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage from its command line."""
+    parser = entry.parser(__doc__)
+    parser.add_argument("--claims", action="store_true", help="leave the figures out")
+    arguments = parser.parse_args(argv)
+    with entry.one_line_errors():
+        held = run(figures=not arguments.claims)
+    sys.exit(not held)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`make verify` on a small made-up root: it holds what is true and says where a lie stands."""
+
+import fixtures_results as fixtures
+import pandas as pd
+import pytest
+import yaml
+
+from etpo_paper.report import claims
+from pipeline import verify
+
+STEPS = "results/smoke/etpo/kidney-stone/seed0/steps.csv"
+TEXT = "The result.\n\nETPO's first run ends\nwith {:.3f} here.\n"
+
+
+@pytest.fixture
+def root(tmp_path, at):
+    """A root with synthetic results, one page that states a number of them, and the claim about it."""
+    root = fixtures.make_root(tmp_path / "root")
+    fixtures.make_results(root)
+    at(root)
+    claims.forget()
+    entry = {
+        "id": "one",
+        "file": "page.md",
+        "text": "first run ends with {} here",
+        "found": [["last_fifth", "smoke", "etpo", "kidney-stone", 0]],
+        "command": "python -m pipeline.matrix --scale smoke",
+    }
+    (root / "claims.yaml").write_text(yaml.safe_dump([entry]))
+    (root / "page.md").write_text(TEXT.format(claims.last_fifth("smoke", "etpo", "kidney-stone", 0)))
+    yield root
+    claims.forget()
+
+
+def lines(root):
+    claims.forget()
+    return claims.check(claims.load(root)[0], root)
+
+
+def test_true_claim_is_held(root):
+    assert lines(root) == []
+
+
+def test_changed_digit_is_located(root):
+    value = claims.last_fifth("smoke", "etpo", "kidney-stone", 0)
+    (root / "page.md").write_text(TEXT.format(value + 0.001))
+    (line,) = lines(root)
+    assert f"NOT HELD: stated {value + 0.001:.3f}, found {value:.5f}, page.md:4" in line
+
+
+def test_changed_row_of_a_raw_file_is_located(root):
+    steps = pd.read_csv(root / STEPS, dtype=object, keep_default_na=False)
+    steps.loc[steps.index[-1], "reward"] = "0.123"
+    steps.to_csv(root / STEPS, index=False)
+    (line,) = lines(root)
+    assert "NOT HELD" in line and "page.md:4" in line
+
+
+def test_fragment_that_is_gone_is_told(root):
+    (root / "page.md").write_text("Nothing.\n")
+    assert lines(root) == ["one: NOT HELD: its text occurs 0 times instead of once in page.md"]
+
+
+def test_missing_raw_file_is_one_line_that_says_what_to_do(root):
+    (root / STEPS).unlink()
+    (line,) = lines(root)
+    assert "steps.csv is missing" in line and "run again" in line and "\n" not in line
+
+
+def test_stale_figure_is_told(root, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(fixtures.CHECKOUT))
+    folder = root / "figures" / "smoke" / "main_table"
+    folder.mkdir(parents=True)
+    (folder / "aggregate.csv").write_text("old\n")
+    assert verify.check_figure(folder) == [
+        "figures/smoke/main_table/aggregate.csv: NOT HELD: differs from what the raw results give"
+    ]
+
+
+def test_every_fragment_occurs_once_in_its_file():
+    for claim in claims.load(fixtures.CHECKOUT):
+        places = claim.places((fixtures.CHECKOUT / claim.file).read_text(encoding="utf-8"))
+        assert len(places) == 1, claim.id
