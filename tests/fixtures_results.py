@@ -71,8 +71,8 @@ def make_results(
                 _not_run(root / "results" / scale / "reflection_gpt4" / task / f"seed{seed}", task, seed)
 
 
-def make_tables(root: Path, skip=("pc1",)) -> None:
-    """Notes of prepared tables as the `data` stage leaves them, for all tasks but some."""
+def make_tables(root: Path, skip=()) -> None:
+    """Notes of prepared tables as the `data` stage leaves them, for all tasks but those skipped."""
     folder = root / "data" / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     for name, spec in TASKS.items():

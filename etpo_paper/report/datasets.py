@@ -49,12 +49,12 @@ def load(scale: str) -> DataSets:
     """Reads the notes of the prepared tables.
 
     Raises:
-        UserError: there is no such scale, or no table was prepared; the message says how to.
+        UserError: there is no such scale, or a table is not prepared; the message says how to.
     """
     files = {name: paths.TABLES / f"{name}.json" for name in TASKS}
-    prepared = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    if not prepared:
-        raise UserError(f"no tables in {paths.TABLES}; prepare them: python -m pipeline.data")
+    if absent := [name for name, file in files.items() if not file.is_file()]:
+        raise UserError(f"not prepared in {paths.TABLES}: {', '.join(absent)}; make them: python -m pipeline.data")
+    prepared = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     return DataSets(scale, load_settings(scale).tasks, prepared)
 
 
@@ -67,9 +67,6 @@ def answer(data: DataSets) -> str:
         f"{len(stand_ins)} a declared stand-in ({DAGGER}) here; scale `{data.scale}` trains on "
         f"{len(data.trained_on)}: {trained_on}."
     )
-    absent = [name for name in TASKS if name not in data.prepared]
-    if absent:
-        text += f" Not prepared yet: {', '.join(absent)} (run `python -m pipeline.data`)."
     return notebook.answer(text)
 
 

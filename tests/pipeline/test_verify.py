@@ -69,6 +69,7 @@ def test_missing_raw_file_is_one_line_that_says_what_to_do(root):
 
 def test_stale_figure_is_told(root, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(fixtures.CHECKOUT))
+    fixtures.make_evaluation(root)
     folder = root / "figures" / "smoke" / "main_table"
     folder.mkdir(parents=True)
     (folder / "aggregate.csv").write_text("old\n")
