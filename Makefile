@@ -31,7 +31,7 @@ lint: $(READY)
 	mypy
 	lint-imports
 
-# Every number that the documentation states, and every figure, recomputed from the committed raw results.
+# The numbers listed in claims.yaml and the committed figures and tables, recomputed from the committed raw results.
 verify: $(READY)
 	python -m pipeline.verify
 

@@ -1,18 +1,16 @@
 """What all stages share: the form of their command line, and mistakes told in one line.
 
-A stage looks like this:
+A stage that takes a scale and nothing else looks like this:
 
     def main(argv: Sequence[str] | None = None) -> None:
-        arguments = entry.parser(__doc__, scale="laptop").parse_args(argv)
-        with entry.one_line_errors():
-            run(arguments.scale)  # which begins with `resolve(scale)`, see pipeline/resolve.py
+        entry.run_scale(run, __doc__, argv)  # `run(scale)` begins with its settings, see pipeline/resolve.py
 """
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -52,3 +50,19 @@ def one_line_errors() -> Iterator[None]:
         print(f"note: Ctrl-C has no effect here, what started this command switched it off; {stop}", file=sys.stderr)
     with errors.one_line_errors():
         yield
+
+
+def run_scale(
+    run: Callable[[str], object], doc: str | None, argv: Sequence[str] | None, example: str = "laptop"
+) -> None:
+    """The command line of a stage that takes a scale and nothing else.
+
+    Args:
+        run: what the stage does for a scale.
+        doc: see `parser`.
+        argv: the arguments; None takes those of the process.
+        example: a scale that it can be run for, for `--help`.
+    """
+    arguments = parser(doc, scale=example).parse_args(argv)
+    with one_line_errors():
+        run(arguments.scale)

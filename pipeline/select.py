@@ -26,13 +26,14 @@ PUBLISHED = ("laptop", "study")
 
 def selection(settings: Settings) -> dict[str, Any]:
     """What dvc.yaml has to know of a scale."""
+    # A scale that does not name the section perplexity only trains; no stage goes on from its runs.
+    whole = [settings.scale] if "perplexity" in settings.named else []
     return {
         "scale": settings.scale,
         "file": settings.file,
-        # A scale that does not name the section perplexity only trains; no stage goes on from its runs.
-        "whole": [settings.scale] if "perplexity" in settings.named else [],
+        "whole": whole,
         # Whose figures are drawn from raw results.
-        "drawn": list(dict.fromkeys([settings.scale] * ("perplexity" in settings.named) + [*PUBLISHED])),
+        "drawn": list(dict.fromkeys([*whole, *PUBLISHED])),
         # A scale that names the section gradients compares estimates of the advantage before any training.
         "compared": [settings.scale] if "gradients" in settings.named else [],
         "model": settings.model,

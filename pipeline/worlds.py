@@ -88,9 +88,7 @@ def run(scale: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage from its command line."""
-    arguments = entry.parser(__doc__, scale="laptop").parse_args(argv)
-    with entry.one_line_errors():
-        run(arguments.scale)
+    entry.run_scale(run, __doc__, argv)
 
 
 if __name__ == "__main__":

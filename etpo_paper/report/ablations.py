@@ -80,7 +80,7 @@ def load(scale: str, generator: np.random.Generator) -> Ablations:
 
 def answer(data: Ablations) -> str:
     """Where each method ends: the interquartile mean of the table, and the mean that the figure's curves show."""
-    mean = statistics.run_scores(data.steps).groupby(["method", "task"])["last_mean"].mean().groupby("method").mean()
+    mean = statistics.means_over_tasks(statistics.run_scores(data.steps), "last_mean")
     ends = zip(data.late["method"], interval_cells(data.late, "iqm"), strict=True)
     return notebook.answer(
         f"Mean reward over the last fifth of {data.budget} steps, interquartile mean (IQM) over runs: "

@@ -68,8 +68,7 @@ class Convergence:
     @property
     def means(self) -> pd.Series:
         """The mean reward over the last fifth, mean over the shared tasks of the mean over seeds, by method."""
-        by_task = self.shared_scores.groupby(["method", "task"])["last_mean"].mean()
-        return by_task.groupby("method").mean()
+        return statistics.means_over_tasks(self.shared_scores, "last_mean")
 
     @property
     def shared_scores(self) -> pd.DataFrame:

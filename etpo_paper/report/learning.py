@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from etpo_core.errors import UserError
 from etpo_paper.base.settings import Worlds, load_settings
 from etpo_paper.report import notebook, plotting, results
 from etpo_paper.report.names import LABELS, counted, label, ordered
@@ -30,7 +29,6 @@ MENDED = {
 }
 OTHERS = {"etpo_residual": "ETPO, residual reading of Q"}
 FLOOR = 1e-3  # of the logarithmic axis
-_DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1))]  # in turn, for print in black and white
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +66,7 @@ def load(scale: str) -> Regrets:
         UserError: they were not measured; the message says how to.
     """
     rows = results.load_regret(scale)
-    if rows.empty:
-        raise UserError(f"no regrets of scale {scale}; make them: python -m pipeline.worlds --scale {scale}")
+    results.require_rows(rows, "regrets", scale, "worlds")
     reported = rows[rows["purpose"] == "reported"]
     start = reported[reported["update"] == 0].groupby("variant")["regret"].mean().max()
     last = reported[reported["update"] >= 0.9 * reported["update"].max()]
@@ -103,7 +100,7 @@ def figure(data: Regrets) -> Figure:
         mended,
         lambda place, variant: {
             "color": shades(place / len(MENDED)),
-            "linestyle": _DASHES[place % len(_DASHES)],
+            "linestyle": plotting.DASHES[place % len(plotting.DASHES)],
             "label": MENDED[variant],
         },
     )

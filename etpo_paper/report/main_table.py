@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from etpo_core.errors import UserError
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.names import counted, label, ordered, task_label
 from etpo_paper.report.statistics import Interval
@@ -60,8 +59,7 @@ def load(scale: str) -> MainTable:
         UserError: no method has a finished run, or the held-out scores were not made; the message says how to.
     """
     steps, status, evaluation = results.load_steps(scale), results.run_status(scale), results.load_evaluation(scale)
-    if evaluation.empty:
-        raise UserError(f"no held-out scores of scale {scale}; make them: python -m pipeline.evaluate --scale {scale}")
+    results.require_rows(evaluation, "held-out scores", scale, "evaluate")
     methods = ordered(set(status["method"]) - LEFT_OUT)
     present = results.finished_methods(steps, methods)
     budget = statistics.budget(steps)

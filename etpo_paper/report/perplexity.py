@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from etpo_core.errors import UserError
 from etpo_paper.data.corpora import CORPORA
 from etpo_paper.report import notebook, plotting, results
 from etpo_paper.report.names import label, ordered, task_label
@@ -48,10 +47,7 @@ def collect(scale: str) -> Perplexities:
         UserError: nothing was measured.
     """
     rows = results.load_perplexity(scale)
-    if rows.empty:
-        raise UserError(
-            f"no perplexities of scale {scale}; measure them: python -m pipeline.perplexity --scale {scale}"
-        )
+    results.require_rows(rows, "perplexities", scale, "perplexity")
     runs, left_out = paired_runs(rows)
     changes = before_and_after(runs)
     methods = ordered(changes["method"])

@@ -134,6 +134,22 @@ def require_results(scale: str) -> None:
         raise UserError(f"no raw results in {place}; make them with `make repro SCALE={scale}`")
 
 
+def require_rows(rows: pd.DataFrame, what: str, scale: str, stage: str) -> None:
+    """Says which stage to run if what it writes is not there.
+
+    Args:
+        rows: what was read.
+        what: its name in the message, e.g. "held-out scores".
+        scale: whose they are.
+        stage: the module in `pipeline` that makes them.
+
+    Raises:
+        UserError: there are no rows.
+    """
+    if rows.empty:
+        raise UserError(f"no {what} of scale {scale}; make them: python -m pipeline.{stage} --scale {scale}")
+
+
 def load_steps(scale: str) -> pd.DataFrame:
     """All environment steps of the finished runs: method, task, seed and `STEP_COLUMNS`."""
     return _load_runs(scale, "steps.csv", STEP_COLUMNS, _read_csv)

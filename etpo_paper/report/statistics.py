@@ -422,6 +422,16 @@ def named(name: str, interval: Interval) -> dict[str, float]:
     return {name + end: float(number) for end, number in zip(ends, interval, strict=True)}
 
 
+def means_over_tasks(scores: pd.DataFrame, value: str) -> pd.Series:
+    """The mean over tasks of the mean over seeds, by method.
+
+    Args:
+        scores: columns method and task and the value, a row for each run.
+        value: name of the column.
+    """
+    return scores.groupby(["method", "task"])[value].mean().groupby("method").mean()
+
+
 def mean_and_std(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Mean, sample standard deviation (n - 1; NaN for one run) and count by method and task.
 

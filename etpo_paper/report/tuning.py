@@ -34,7 +34,6 @@ UNCHANGED = "as in params.yaml"
 METHODS = ("etpo", "etpo_memory", "ppo_kl", "ppo_kl_memory")  # a panel for each of them that a scale has variants of
 SMOOTHED = 3  # updates in a running mean
 _LEGEND_WIDTH = 38  # characters in a line
-_DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1))]  # in turn, for print in black and white
 
 
 def method_of(name: str, section: Mapping[str, Any]) -> str:
@@ -377,7 +376,7 @@ def _panel(axes: Axes, data: Tuning, method: str) -> None:
             smooth.index + 1,
             smooth,
             color=shades(0.82 * place / max(1, len(rows) - 1)),
-            linestyle=_DASHES[place % len(_DASHES)],
+            linestyle=plotting.DASHES[place % len(plotting.DASHES)],
             linewidth=2.4 if place == 0 else 1.4,
             zorder=3 - 0.1 * place,
             label=textwrap.fill(row["changes"], _LEGEND_WIDTH),
