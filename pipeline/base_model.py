@@ -1,20 +1,20 @@
-"""Stage `base_model`: makes the folder of a language model before any training.
+"""Makes the folder of a language model before any training.
 
     python -m pipeline.base_model --model smollm2
 
-writes models/smollm2-base. For `codellama` it writes a card alone, which refers to the hub name or folder that the
-section `base_model` of params.yaml names; no weights are copied.
+writes models/smollm2-base. Stages that need `smollm2` or `codellama` do the same when it is not there. For `codellama`
+it writes a card alone, which refers to the hub name or folder that the section `base_model` of params.yaml names; no
+weights are copied.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from etpo_paper.base.paths import MODELS
+from etpo_paper.base import paths
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
-from etpo_paper.model.loading import build_tiny, convert_smollm2, fetch_hub
-from pipeline import entry
+from etpo_paper.model.loading import build_tiny
+from pipeline import entry, models
 
 
 def make(model: str) -> str:
@@ -26,16 +26,12 @@ def make(model: str) -> str:
     Returns:
         The name of the folder in models/.
     """
-    settings = load_defaults().base_model  # the same at every scale
-    makers: dict[str, Callable[[Path], Any]] = {
-        "tiny": lambda folder: make_tiny(folder, settings.tiny.seed),
-        "smollm2": convert_smollm2,
-        "codellama": lambda folder: fetch_hub(settings.codellama.source, folder),
-    }
+    seed = load_defaults().base_model.tiny.seed  # the same at every scale
+    makers = {"tiny": lambda folder: make_tiny(folder, seed), **models.base_makers()}
     if model not in makers:
         raise unknown_name("model", model, makers)
     name = f"{model}-base"
-    makers[model](MODELS / name)
+    makers[model](paths.MODELS / name)
     return name
 
 
@@ -53,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with entry.one_line_errors():
         name = make(arguments.model)
-        print(f"{MODELS / name}: ready")
+        print(f"{paths.MODELS / name}: ready")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,24 @@
 
 The setting corpora.source decides whether they are openly licensed stand-ins that come without a network ("packaged")
 or the corpora themselves ("hub"), corpora.characters how much of each is kept. The stage writes
-data/corpora/{scale}/{github,wikitext,arxiv}.txt and a card in JSON beside each.
+data/corpora/{scale}/{github,wikitext,arxiv}.txt and a card in JSON beside each. Of these, only the cards are in git.
 """
 
 from collections.abc import Sequence
 
+from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
-from etpo_paper.data.corpora import CORPORA, build_corpus
+from etpo_paper.data.corpora import CORPORA, Text, build_corpus, load_corpus
 from pipeline import entry
+
+
+def texts(scale: str) -> list[Text]:
+    """The three texts; made if they are not there, as in a fresh clone."""
+    wanted = load_settings(scale).corpora
+    for name in CORPORA:
+        if not (paths.CORPORA / scale / f"{name}.txt").is_file():
+            build_corpus(name, wanted.source, wanted.characters, scale)
+    return [load_corpus(name, scale) for name in CORPORA]
 
 
 def run(scale: str) -> None:

@@ -2,8 +2,9 @@
 
     python -m pipeline.data --sources embedded
 
-For each task the sources are tried in the given order. `embedded` is the default and needs no network and no account,
-but has stand-ins for six tasks; `online` downloads from OpenML and Kaggle; `local` reads files in `--local-folder`.
+The note of each table, a JSON file, is in git; the table itself is not. For each task the sources are tried in the
+given order. `embedded` is the default and needs no network and no account, but has stand-ins for six tasks; `online`
+downloads from OpenML and Kaggle; `local` reads files in `--local-folder`.
 """
 
 import logging
@@ -15,8 +16,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_defaults
-from etpo_paper.data.tasks import TASKS, check_task, prepare_task, save_task
+from etpo_paper.data.tasks import TASKS, Task, check_task, load_task, prepare_task, save_task
 from pipeline import entry
+
+
+def table(name: str) -> Task:
+    """The table of a task; made from the sources that the settings name if it is not there, as in a fresh clone."""
+    if not (paths.TABLES / f"{name}.csv").is_file():
+        settings = load_defaults().data  # the same at every scale
+        save_task(prepare_task(name, settings.sources, paths.ROOT / settings.local_folder))
+    return load_task(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,10 +15,9 @@ from tqdm import tqdm
 from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status
 from etpo_paper.base.settings import deciding, load_settings
-from etpo_paper.data.tasks import load_task
 from etpo_paper.measure import evaluation
 from etpo_paper.report.results import require_results
-from pipeline import entry
+from pipeline import data, entry
 from pipeline.executor import open_executor
 
 
@@ -31,7 +30,7 @@ def run(scale: str) -> None:
     failed = settings.environment.failure_reward
 
     def content(task: str) -> str:
-        return json.dumps([load_task(task).sha256, deciding(sandbox)], sort_keys=True)
+        return json.dumps([data.table(task).sha256, deciding(sandbox)], sort_keys=True)
 
     with ExitStack() as stack:
 
@@ -41,7 +40,7 @@ def run(scale: str) -> None:
             return stack.enter_context(open_executor(sandbox))
 
         def score(task: str, programs: Sequence[str]) -> list[list[float | None]]:
-            table = load_task(task)
+            table = data.table(task)
             scores: list[list[float | None]] = [[] for _ in programs]
             with tqdm(desc=f"held-out {task}", unit="fit", total=len(programs) * len(split_seeds)) as bar:
                 for seed in split_seeds:  # one split at a time, because a failure on one says nothing about another

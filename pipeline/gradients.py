@@ -16,7 +16,6 @@ from etpo_paper.base import distributed, paths
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_rows
 from etpo_paper.base.settings import Settings
-from etpo_paper.data.tasks import load_task
 from etpo_paper.environment.rollout import collect
 from etpo_paper.environment.text_mdp import TextEnvironments
 from etpo_paper.measure.gradients import Actions, agreement
@@ -24,7 +23,7 @@ from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
 from etpo_paper.report.results import GRADIENT_COLUMNS
 from etpo_paper.training.run import Run
-from pipeline import entry
+from pipeline import data, entry
 from pipeline.executor import open_executor
 from pipeline.resolve import resolve
 from pipeline.train import load_agent
@@ -32,7 +31,7 @@ from pipeline.train import load_agent
 
 def written(agent: Agent, settings: Settings, task_name: str, count: int, environments: int) -> list[Transition]:
     """`count` actions of the untrained model on a task, or some more."""
-    task, generator, found = load_task(task_name), torch.Generator().manual_seed(0), []
+    task, generator, found = data.table(task_name), torch.Generator().manual_seed(0), []
     training, environment = settings.training, settings.environment
     with open_executor(settings.sandbox) as executor, tqdm(total=count, unit="action", desc=task_name) as bar:
         episodes = TextEnvironments(

@@ -17,9 +17,8 @@ import torch
 
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
-from etpo_paper.data.corpora import CORPORA, load_corpus
 from etpo_paper.measure.policies import Loader, PerplexityTable, find_subjects, measure, text_key
-from pipeline import entry
+from pipeline import corpora, entry, models
 
 
 def run(scale: str) -> Path:
@@ -27,7 +26,8 @@ def run(scale: str) -> Path:
     settings = load_settings(scale)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    texts = [load_corpus(name, scale) for name in CORPORA]
+    texts = corpora.texts(scale)
+    models.model(settings.model)
     table = PerplexityTable(paths.EVALUATIONS / scale / "perplexity.csv")
     subjects = find_subjects(settings)
     table.keep({subject.place(text.name) for subject in subjects for text in texts})

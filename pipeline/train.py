@@ -2,9 +2,9 @@
 
     python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0
 
-writes results/laptop/etpo/diabetes/seed0/. After an interruption the same command goes on after the last whole update.
-With `torchrun --nproc-per-node 2 -m pipeline.train ...` two processes share the work of a run (see
-`etpo_paper.base.distributed`).
+writes results/laptop/etpo/diabetes/seed0/ (`etpo_paper.training.run_files` says what). After an interruption the same
+command goes on after the last whole update. With `torchrun --nproc-per-node 2 -m pipeline.train ...` two processes
+share the work of a run (see `etpo_paper.base.distributed`).
 """
 
 import time
@@ -19,14 +19,14 @@ from etpo_paper.base import distributed
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
 from etpo_paper.base.settings import Settings
-from etpo_paper.data.tasks import Task, check_task, load_task
+from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
-from etpo_paper.model.loading import load_model, read_card
+from etpo_paper.model.loading import load_model
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
-from etpo_paper.training.run_files import RunFiles
-from pipeline import entry
+from etpo_paper.training.run_files import HOST, RunFiles
+from pipeline import data, entry, models
 from pipeline.executor import open_executor
 from pipeline.resolve import resolve
 
@@ -53,7 +53,7 @@ def run_stage(run: Run, settings: Settings) -> None:
     device, first = distributed.device(), distributed.rank() == 0
     method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
-    task = load_task(run.task)
+    task = distributed.from_first(lambda: data.table(run.task))
     chat = getattr(method, "model", None)
     model_card = _model_card(settings, chat)
     if settings.runs.keep_finished and distributed.from_first(lambda: is_finished(run, settings, model_card, task)):
@@ -78,6 +78,7 @@ def run_stage(run: Run, settings: Settings) -> None:
             print(f"{run.folder}: not run, {NO_KEY}")
             return
     else:
+        model_card = distributed.from_first(lambda: models.model(settings.model))
         chosen = choose(settings.training.precision) if device.type == "cpu" else None
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = load_agent(run, settings, device, method.trains, precision)
@@ -102,6 +103,15 @@ def run_stage(run: Run, settings: Settings) -> None:
         return
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
+    host = {
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "executor": walls,
+        "machine": chosen and chosen.plain(),
+        "seconds_since_last_start": round(time.time() - started, 1),
+    }
+    write_json(run.folder / HOST, host)
     _write_card(
         run,
         settings,
@@ -109,11 +119,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         model_card,
         status="finished",
         device=device_name(device),
-        processes=distributed.size(),
-        executor=walls,
         decoder=getattr(agent, "decoder_name", None),
-        machine=chosen and chosen.plain(),
-        seconds_since_last_start=round(time.time() - started, 1),
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
 
@@ -144,12 +150,12 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
 def finished(run: Run, settings: Settings) -> bool:
     """Whether results/ holds the run, see `is_finished`."""
     chat = settings.methods[run.method].get("model")
-    return is_finished(run, settings, _model_card(settings, chat), load_task(run.task))
+    return is_finished(run, settings, _model_card(settings, chat), data.table(run.task))
 
 
 def _model_card(settings: Settings, chat: str | None) -> dict[str, Any]:
     if chat is None:
-        return read_card(settings.model)
+        return models.card(settings.model)
     return {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
 
 
@@ -172,7 +178,6 @@ def _write_card(
             "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
             "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
             "versions": versions(),
-            "commit": commit(),
             **more,
         },
     )

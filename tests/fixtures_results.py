@@ -118,14 +118,11 @@ def _card(method, task, seed, status, reason=None):
         "task": task,
         "seed": seed,
         "device": "cpu",
-        "seconds": 1.0,
-        "commit": "0000000",
         "data": {
             "source": "embedded",
             "stand_in": "made by a test" if task == "kidney-stone" else None,
             "sha256": "0" * 64,
         },
-        "executor": {"tier": "test"},
     }
 
 
@@ -197,8 +194,6 @@ def _run(folder: Path, method: str, task: str, seed: int, updates: int, batch: i
                 "kl_per_token": 0.01,
                 "kl_per_action": 0.2 * update,
                 "tokens": 200,
-                "tokens_per_second": 50.0,
-                "seconds": 4.0,
             }
         )
     _write_csv(folder / "steps.csv", results.STEP_COLUMNS, steps)

@@ -1,8 +1,7 @@
 """Where a result comes from: hashes, versions, device and commit; and files that are written whole or not at all.
 
 Every run has a run card beside its raw results. It says all that is needed to make them again or to doubt them: the
-parameters, the source of the data and whether it is a stand-in, the weights, the executor's tier, and what this module
-finds out.
+parameters, the source of the data and whether it is a stand-in, the weights, and what this module finds out.
 """
 
 import csv
@@ -36,10 +35,10 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is, e.g. "NVIDIA H200" or "cpu (2 threads, AVX512)"."""
+    """What a device is, e.g. "NVIDIA H200" or "cpu (AVX512)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    return f"{device.type} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def commit() -> str | None:

@@ -28,10 +28,10 @@ STEP_COLUMNS = [
 ]  # fmt: skip
 UPDATE_COLUMNS = [
     "update", "steps", "mean_reward", "max_reward", "share_runs", "policy_loss", "critic_loss",
-    "kl_per_token", "kl_per_action", "tokens", "tokens_per_second", "seconds",
+    "kl_per_token", "kl_per_action", "tokens",
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
-CARD_COLUMNS = ["status", "reason", "stand_in", "source", "device", "commit", "weights", "folder"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
@@ -48,7 +48,7 @@ def load_cards(scale: str) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        device, commit, weights (sha256 of the model's weights, or None), folder; sorted by the first three.
+        weights (sha256 of the model's weights, or None), folder; sorted by the first three.
 
     Raises:
         UserError: a card cannot be read.
@@ -70,8 +70,6 @@ def load_cards(scale: str) -> pd.DataFrame:
                 "reason": card.get("reason"),
                 "stand_in": data.get("stand_in") or None,
                 "source": data.get("source"),
-                "device": card.get("device"),
-                "commit": card.get("commit"),
                 "weights": (card.get("model") or {}).get("sha256"),
                 "folder": folder,
             }
@@ -314,7 +312,7 @@ def _load_runs(
         path = run["folder"] / name
         if not path.is_file():
             raise UserError(f"{path} is missing although the run is finished; delete {run['folder']} and run again")
-        frame = read(path, columns)
+        frame = read(path, columns)[list(columns)]  # older files have more of them
         for position, key in enumerate(KEYS):
             frame.insert(position, key, run[key])
         if not frame.empty:

@@ -51,8 +51,9 @@ def train(
         writes: whether this process writes the files; one of those that share a run does.
 
     Yields:
-        The row of `updates.csv` after each update, with `best_reward` beside it. When the generator is exhausted, all
-        files of the run but its card are complete; its checkpoint is left until that is written.
+        The row of `updates.csv` after each update, with `best_reward` and the columns of `clock.csv` beside it. When
+        the generator is exhausted, all files of the run but its card are complete; its checkpoint is left until that is
+        written.
     """
     training, environment = settings.training, settings.environment
     distributed.check_share(training.environments)

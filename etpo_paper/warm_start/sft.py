@@ -47,7 +47,7 @@ class WarmStartSettings:
         steps: number of optimiser steps.
         batch: answers to first prompts in each step, a multiple of 8.
         learning_rate: the highest learning rate of AdamW. The rate rises briefly and then falls linearly to a tenth.
-        lora_rank: rank of the adapter that is trained and merged at the end; 0 trains all weights.
+        lora_rank: rank of the adapter that is trained; 0 trains all weights.
         max_tokens: bodies with more tokens than this, including the end token, are left out.
         seed: seed of the corpus and of the initial weights of the adapter.
     """
@@ -181,7 +181,7 @@ def train(
     corpus: Corpus,
     settings: WarmStartSettings,
     checkpoint: Path,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Fine-tunes a model.
 
     Args:
@@ -193,8 +193,8 @@ def train(
         checkpoint: the file that holds an interrupted run. The caller removes it once the result is saved.
 
     Returns:
-        The trained model, into which an adapter is merged, and the record: loss of each step in nats per token,
-        tokens read, answer tokens, seconds, precision of the matrix products.
+        The trained model, with the adapter around it if there is one, and the record: loss of each step in nats per
+        token, tokens read, answer tokens, precision of the matrix products.
     """
     threads, precision = torch.get_num_threads(), "bfloat16"
     if next(model.parameters()).device.type == "cpu":
@@ -216,7 +216,7 @@ def _train(
     settings: WarmStartSettings,
     checkpoint: Path,
     precision: torch.dtype,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(settings.seed)
     full = settings.lora_rank == 0
     if full:
@@ -232,7 +232,7 @@ def _train(
     optimiser = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
     run = _fingerprint(settings, card, corpus)
     state = _load_checkpoint(checkpoint, run)
-    record: dict[str, Any] = {"loss": [], "tokens": 0, "answer_tokens": 0, "seconds": 0.0}
+    record: dict[str, Any] = {"loss": [], "tokens": 0, "answer_tokens": 0}
     if state:
         record = state["record"]
         optimiser.load_state_dict(state["optimiser"])
@@ -241,8 +241,7 @@ def _train(
                 parameter.copy_(state["weights"][name])
     device_type = next(model.parameters()).device.type
     micro_batch_tokens = MICRO_BATCH_SIZE // model.config.hidden_size
-    begin, before = time.perf_counter(), record["seconds"]
-    first = len(record["loss"])
+    first, begin, done = len(record["loss"]), time.perf_counter(), 0
     for step in (bar := tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="warm start")):
         sequences = [encode(example, tokenizer, card) for example in _examples(corpus, settings, step)]
         count = sum(len(p.targets) for p in sequences)
@@ -260,16 +259,14 @@ def _train(
         record["loss"].append(round(total, 5))
         record["tokens"] += sum(len(p.ids) for p in sequences)
         record["answer_tokens"] += count
-        record["seconds"] = round(before + time.perf_counter() - begin, 2)
-        bar.set_postfix(loss=f"{total:.3f}", tokens_per_s=f"{record['tokens'] / record['seconds']:.0f}")
+        done += sum(len(p.ids) for p in sequences)
+        bar.set_postfix(loss=f"{total:.3f}", tokens_per_s=f"{done / (time.perf_counter() - begin):.0f}")
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == settings.steps:
             weights = {name: p.detach() for name, p in trained.items()}
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(
                 checkpoint, {"run": run, "record": record, "weights": weights, "optimiser": optimiser.state_dict()}
             )
-    if not full:
-        model = model.merge_and_unload()
     model.requires_grad_(False)
     return model.eval(), record
 

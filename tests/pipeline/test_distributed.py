@@ -178,7 +178,8 @@ def test_torchrun_starts_the_stage_with_the_real_executor(toy_project, tmp_path)
     assert "6/6" in done.stderr
     run = tmp_path / "results" / "smoke" / "etpo" / "kidney-stone" / "seed0"
     card = json.loads((run / "run_card.json").read_text())
-    assert card["status"] == "finished" and card["processes"] == 2 and card["executor"]["tier"] in "ABC"
+    host = json.loads((run / "host.json").read_text())
+    assert card["status"] == "finished" and host["processes"] == 2 and host["executor"]["tier"] in "ABC"
     assert (run / "steps.csv").read_text().count("\n") == 7
 
 

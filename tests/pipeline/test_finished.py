@@ -74,8 +74,8 @@ def test_cards_say_in_todays_words_what_todays_settings_say(cards):
 
 
 def test_the_matrix_of_a_finished_round_has_nothing_to_do(monkeypatch):
-    monkeypatch.setattr(train, "read_card", recipe)
-    monkeypatch.setattr(train, "load_task", table)
+    monkeypatch.setattr(train.models, "card", recipe)
+    monkeypatch.setattr(train.data, "table", table)
     monkeypatch.setattr(matrix.subprocess, "run", lambda *_, **__: pytest.fail("a finished run is made again"))
     assert matrix.complete("batches", workers=2, minutes=1) == []
 
