@@ -73,9 +73,9 @@ def train_start(name: str, recipe: dict[str, Any], place: Path) -> dict[str, Any
 def measured(name: str, samples: int, seed: int) -> dict[str, Any]:
     """The share of programs of models/{name} that run on each task, see `etpo_paper.warm_start.report`."""
     model, tokenizer, card = load_model(name)
-    tasks = [data.table(task) for task in TASKS]
-    with open_executor(load_defaults().sandbox) as executor:
-        dtype = getattr(torch, choose(card["dtype"]).precision)
+    tasks, settings = [data.table(task) for task in TASKS], load_defaults()
+    with open_executor(settings.sandbox) as executor:
+        dtype = getattr(torch, choose(settings.training.precision).precision)  # as in the runs
         return measure(model, tokenizer, card, tasks, executor, samples, seed, dtype)
 
 

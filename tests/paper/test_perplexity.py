@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.data import corpora
+from etpo_paper.data.corpora import load_corpus
 from etpo_paper.measure.perplexity import (
     causal_log_likelihood,
     perplexity,
@@ -224,7 +225,7 @@ def root(tmp_path, monkeypatch, models):
     _set(tmp_path, tokens=96, window=64, stride=32)
     for name, folder in {
         "ROOT": "", "PARAMS": "params.yaml", "RESULTS": "results", "EVALUATIONS": "evaluations", "MODELS": "models",
-        "CORPORA": "data/corpora", "FIGURES": "figures",
+        "CORPORA": "data/corpora", "FIGURES": "figures", "STARTS": "starts",
     }.items():  # fmt: skip
         monkeypatch.setattr(paths, name, tmp_path / folder)
     monkeypatch.setattr(language_model, "MODELS", tmp_path / "models")
@@ -343,9 +344,15 @@ def test_stage_refuses_a_damaged_adapter_in_one_line(root):
     assert "\n" not in str(error.value)
 
 
-def test_stage_says_what_is_missing(root):
+def test_stage_makes_the_texts_that_are_missing(root):
     (paths.CORPORA / "smoke" / "github.txt").unlink()
-    with pytest.raises(UserError, match="pipeline.corpora"):
+    stage.run("smoke")
+    assert load_corpus("github", "smoke").source.startswith("networkx ")
+
+
+def test_stage_says_that_the_model_is_missing(root):
+    shutil.rmtree(paths.MODELS / "tiny")
+    with pytest.raises(UserError, match="no language model at .*tiny"):
         stage.run("smoke")
 
 

@@ -121,8 +121,8 @@ def is_one_line(done, message):
         ({"scale": "huge"}, "unknown scale 'huge'; choose one of: "),
         ({"method": "sac"}, "unknown method 'sac'; choose one of: etpo"),
         ({"task": "iris"}, "unknown task 'iris'; choose one of: airlines"),
-        ({"task": "diabetes"}, "python -m pipeline.data"),
-        ({"scale": "laptop", "task": "diabetes"}, "python -m pipeline."),
+        ({"task": "diabetes"}, "task diabetes: no source gave its table"),
+        ({"scale": "laptop"}, "python -m pipeline."),
     ],
 )
 def test_a_mistake_is_one_line(root, train, arguments, message):

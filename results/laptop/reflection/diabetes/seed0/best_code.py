@@ -2,8 +2,9 @@ import numpy as np
 
 
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.svm import LinearSVC
-    model = CalibratedClassifierCV(LinearSVC(random_state=0, penalty='l1'))
+    from sklearn.svm import SVC
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+    model = make_pipeline(MinMaxScaler(), SVC(probability=True, gamma=1.0))
     model.fit(x_train, y_train)
     return model
