@@ -64,18 +64,28 @@ def load(scale: str, generator: np.random.Generator) -> Ablations:
     scores = statistics.run_scores(steps)
     best = statistics.compare(scores, "best", present, "etpo", generator)
     late = statistics.compare(scores, "last_mean", present, "etpo", generator)
-    seeds = ", ".join(map(str, sorted(steps["seed"].unique())))
-    notes = results.notes(scale, steps, METHODS)
-    notes.append(f"Only seeds that all methods have are compared ({seeds}).")
-    kept = set(scores[results.KEYS].itertuples(index=False, name=None))
-    notes += [
-        f"{label(method)} on {task}, seed {seed}, is not among them; none of its last programs ran."
-        for method, task, seed in statistics.broken(everything)[results.KEYS].itertuples(index=False, name=None)
-        if (method, task, seed) not in kept
-    ]
+    notes = [*results.notes(scale, steps, METHODS), *notes_on_seeds(steps, everything)]
     return Ablations(
         steps, updates, present, sorted(steps["task"].unique()), statistics.budget(steps), best, late, notes
     )
+
+
+def notes_on_seeds(common: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+    """Which seeds are compared, and which of the runs left out broke.
+
+    Args:
+        common: rows of the runs that are compared, with columns method, task and seed.
+        scores: see `statistics.run_scores`, of all finished runs of the same methods.
+    """
+    kept = set(common[results.KEYS].itertuples(index=False, name=None))
+    return [
+        f"Only seeds that all methods have are compared ({', '.join(map(str, sorted(common['seed'].unique())))}).",
+        *(
+            f"{label(method)} on {task}, seed {seed}, is not among them; none of its last programs ran."
+            for method, task, seed in statistics.broken(scores)[results.KEYS].itertuples(index=False, name=None)
+            if (method, task, seed) not in kept
+        ),
+    ]
 
 
 def answer(data: Ablations) -> str:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, SymLogNorm
 from matplotlib.patches import Rectangle
 
 # Bad, indifferent, good; the ends are light enough for black text on them. An odd number of shades has a middle: white.
 _COLOURS = LinearSegmentedColormap.from_list("credit", ["#EC7F3C", "#FFFFFF", "#5FABDD"], N=257)
+
+LINEAR = 0.02  # up to this size of a value colours are linear, beyond it logarithmic
+_LINEAR_SHARE = 0.3  # of the colours, in units of those of a factor of ten
 
 _FONT = "DejaVu Sans Mono"  # ships with matplotlib
 # Inches. A letter is a whole number of dots wide both on screen and in the files: a renderer that places letters on
@@ -25,19 +28,30 @@ _LINE = 2.3 * _GLYPH  # from line to line
 _CONTINUED, _NEW_LINE, _END = "↪ ", "↵", "∎"
 
 
-def coloured_code(axes: Axes, pieces: Sequence[str], values: Sequence[float], scale: float) -> ScalarMappable:
+def credit_colours(full: float) -> ScalarMappable:
+    """The colours of values: orange for bad ones, white for 0, blue for good ones.
+
+    They are logarithmic beyond ±0.02, so that values can be told apart on one scale although those of one method are
+    ten times as large as those of another.
+
+    Args:
+        full: the size of a value from which on the colour is full, greater than 0.02.
+
+    Returns:
+        What `coloured_code` and `Figure.colorbar` need.
+    """
+    return ScalarMappable(SymLogNorm(LINEAR, _LINEAR_SHARE, vmin=-full, vmax=full, base=10), _COLOURS)
+
+
+def coloured_code(axes: Axes, pieces: Sequence[str], values: Sequence[float], colours: ScalarMappable) -> None:
     """Draws tokens as text, line by line, each on a background in the colour of its value.
 
     Args:
         axes: where to draw; their limits are set, their ticks and frame removed.
         pieces: text of each token, [tokens]; the end token is "".
         values: value of each token, [tokens].
-        scale: > 0, the value at which the colour is full; 0 is white, and -scale is full on the other side.
-
-    Returns:
-        What `Figure.colorbar` needs to draw the colours.
+        colours: see `credit_colours`.
     """
-    colours = ScalarMappable(Normalize(-scale, scale), _COLOURS)
     backgrounds = colours.to_rgba(np.asarray(values, dtype=float))
     place, dots = axes.get_window_extent(), axes.figure.dpi
     width, height = place.width / dots, place.height / dots
@@ -70,7 +84,6 @@ def coloured_code(axes: Axes, pieces: Sequence[str], values: Sequence[float], sc
                 parse_math=False,  # a $ in code is a $
             )
             column += len(text)
-    return colours
 
 
 def code_height(pieces: Sequence[str], width: float) -> float:

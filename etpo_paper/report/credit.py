@@ -2,8 +2,9 @@
 
 A method that trains stores with each sample the text of its tokens (`pieces`) and a number for each of them (`credit`):
 how much better the method considers the token to be than the policy's mean, in units of reward. From these samples this
-module takes what the figure shows: a few actions of the first and the last fifth of training, chosen by a fixed rule,
-and what the table shows: one number for how concentrated an action's credit is.
+module takes what the figures show: a few actions of the first and the last fifth of training, chosen by a fixed rule,
+and what the table shows: one number for how concentrated an action's credit is. All of it is about the tasks and seeds
+that every method shown has, so that methods are compared on the same runs.
 """
 
 import textwrap
@@ -15,22 +16,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from etpo_core.errors import UserError
 from etpo_paper.report import notebook, plotting, results, statistics
-from etpo_paper.report.coloured_code import code_height, coloured_code
+from etpo_paper.report.ablations import notes_on_seeds
+from etpo_paper.report.coloured_code import LINEAR, code_height, coloured_code, credit_colours
 from etpo_paper.report.names import counted, label, ordered, task_label
 from etpo_paper.report.results import EARLY, LATE, period
 from etpo_paper.report.tables import Table, interval_cells
 
 METHODS = ("ppo_kl", "etpo", "etpo_action_level")
 OUTCOMES = {False: "failed", True: "ran"}  # of an action, by whether it ran
-ROWS = [(when, ran) for when in (EARLY, LATE) for ran in OUTCOMES]  # of the figure
+PERIODS = {EARLY: "First fifth of training", LATE: "Last fifth of training"}
 
 _RUN = ["method", "task", "seed"]
-# Sizes of the figure in inches. A panel is 76 letters wide.
-_WIDTH, _GAP, _HEAD, _TITLE_LINE, _BAR, _BELOW_CODE = 4.56, 0.5, 0.3, 0.125, 0.1, 0.75
+# Sizes of a figure in inches.
+_TITLE_LINE, _GAP, _HEAD, _BAR, _BELOW_BAR = 0.13, 0.13, 0.32, 0.1, 0.42
+_LETTERS = 88  # of an error message in a line
 
 
 def with_credit(samples: pd.DataFrame, scale: str) -> pd.DataFrame:
@@ -153,9 +157,10 @@ class Credit:
 
     Attributes:
         scale: whose runs they are.
-        samples: see `with_credit`.
+        samples: see `with_credit`; only tasks and seeds that all methods have.
         methods: methods with finished runs that kept credit.
         stand_ins: see `results.stand_ins`.
+        seeds: see `ablations.notes_on_seeds`.
         older: see `left_out`.
     """
 
@@ -163,25 +168,32 @@ class Credit:
     samples: pd.DataFrame
     methods: list[str]
     stand_ins: dict[str, str]
+    seeds: list[str]
     older: list[str]
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know beside the table."""
-        return [*results.notes(self.scale, self.samples, METHODS), *self.older]
+        return [*results.notes(self.scale, self.samples, METHODS), *self.seeds, *self.older]
 
 
 def load(scale: str) -> Credit:
     """Reads the samples of a scale.
 
     Raises:
-        UserError: no method has a finished run, or none kept credit.
+        UserError: no method has a finished run, none kept credit, or the methods have no task and seed in common.
     """
     samples = results.load_samples(scale)
     samples = samples[samples["method"].isin(results.finished_methods(samples, METHODS))]
     kept = with_credit(samples, scale)
+    methods = results.finished_methods(kept, METHODS)
+    common = results.common_runs(kept, methods)
+    if common.empty:
+        raise UserError(f"no task and seed of scale {scale} has finished runs of all of {', '.join(methods)}")
+    steps = results.load_steps(scale)
+    seeds = notes_on_seeds(common, statistics.run_scores(steps[steps["method"].isin(methods)]))
     stand_ins = results.stand_ins(results.load_cards(scale))
-    return Credit(scale, kept, results.finished_methods(kept, METHODS), stand_ins, left_out(samples))
+    return Credit(scale, common, methods, stand_ins, seeds, left_out(samples))
 
 
 def by_method(data: Credit, generator: np.random.Generator) -> pd.DataFrame:
@@ -250,58 +262,103 @@ def table(data: Credit, found: pd.DataFrame) -> Table:
     return Table(found, caption, shown, data.notes)
 
 
-def figure(data: Credit) -> Figure:
-    """Actions of one task with the credit of each token as its background.
+def figures(data: Credit) -> dict[str, Figure]:
+    """Actions with the credit of each token as its background: those that failed, and those that ran.
 
-    Columns are methods; rows are an early and a late action that failed and one that ran, see `examples`. The task is
-    the first that all methods have. Text has one fixed size, so the place of everything follows from the number of
-    lines.
+    The task is the first that all methods have. Both figures have the same colours, so that methods, times and figures
+    can be compared.
+
+    Returns:
+        Name of the file -> figure.
     """
-    methods = data.methods
-    task = (results.common_tasks(data.samples, methods) or sorted(data.samples["task"].unique()))[0]
+    task = sorted(data.samples["task"].unique())[0]
     on_task = data.samples[data.samples["task"] == task]
-    actions = {(a["method"], a["when"], a["ran"]): a for a in examples(on_task).to_dict("records")}
+    chosen = examples(on_task).to_dict("records")
+    colours = credit_colours(max([1.0, *(largest(action["credit"]) for action in chosen)]))
+    seeds = ", ".join(map(str, sorted(on_task["seed"].unique())))
+    own = results.notes(data.scale, on_task, METHODS)[1:]  # the first is about averages, of which there are none here
+    notes = [
+        f"Task {task_label(task, task in data.stand_ins)}; seeds that all methods have: {seeds}.",
+        "Each action is the last one of its period, by update, step and seed.",
+        "Orange tokens are worse than the policy's mean, blue ones better. All actions share one scale of colours, "
+        f"linear up to ±{LINEAR} and logarithmic beyond.",
+        *own,
+        *data.older,
+    ]
+    found = {}
+    for ran, outcome in OUTCOMES.items():
+        shown = {(action["when"], action["method"]): action for action in chosen if action["ran"] == ran}
+        found[f"tokens_{outcome}"] = _figure(data.methods, outcome, shown, colours, notes)
+    return found
 
-    titles = {(method, *row): _title(*row, actions.get((method, *row))) for method in methods for row in ROWS}
-    above = [max(titles[m, *row].count("\n") + 1 for m in methods) * _TITLE_LINE + 0.2 for row in ROWS]
-    codes = [[actions[m, *row]["pieces"] for m in methods if (m, *row) in actions] for row in ROWS]
-    below = [max((code_height(pieces, _WIDTH) for pieces in in_row), default=0.1) for in_row in codes]
-    wide, high = len(methods) * (_WIDTH + _GAP) - _GAP, _HEAD + sum(above) + sum(below) + _BELOW_CODE
-    figure = plt.figure(figsize=(wide, high))
 
-    def place(column: int, top: float, height: float) -> Axes:
-        """Axes in a column, `top` inches below the upper edge."""
-        left, bottom = column * (_WIDTH + _GAP) / wide, 1 - (top + height) / high
-        return figure.add_axes((left, bottom, _WIDTH / wide, height / high))
+def _figure(
+    methods: Sequence[str],
+    outcome: str,
+    actions: Mapping[tuple[str, str], Mapping[Any, Any]],
+    colours: ScalarMappable,
+    notes: Sequence[str],
+) -> Figure:
+    """Actions below one another: an early and a late one of each method.
 
-    for column, method in enumerate(methods):
-        middle = (column * (_WIDTH + _GAP) + _WIDTH / 2) / wide
-        figure.text(middle, 1, label(method), ha="center", va="top", fontsize=11, color=plotting.colour(method))
-        full = max((largest(a["credit"]) for (m, *_), a in actions.items() if m == method), default=0) or 1.0
-        top, colours = _HEAD, None
-        for row, title_height, height in zip(ROWS, above, below, strict=True):
-            top += title_height
-            axes = place(column, top, height)
-            top += height
-            axes.set_axis_off()
-            axes.set_title(titles[method, *row], loc="left", fontsize=7.5, pad=3, parse_math=False)
-            if (method, *row) in actions:
-                action = actions[method, *row]
-                colours = coloured_code(axes, action["pieces"], action["credit"], full)
-        if colours is not None:
-            bar = figure.colorbar(colours, cax=place(column, top + 0.25, _BAR), orientation="horizontal")
-            bar.set_ticks([-full, 0, full], labels=[f"-{full:.2g}", "0", f"{full:.2g}"])
-            bar.set_label("credit, in units of reward")
-            bar.outline.set_linewidth(0.4)
-    notes = results.notes(data.scale, on_task, METHODS)[1:]  # the first is about averages, of which there are none here
-    plotting.footnote(figure, [f"Task: {task_label(task, task in data.stand_ins)}.", *notes, *data.older])
+    Letters have one fixed size, so the place of everything follows from the number of lines.
+
+    Args:
+        methods: in the order in which they are shown.
+        outcome: of all actions, a value of `OUTCOMES`.
+        actions: (when, method) -> action, see `examples`.
+        colours: of the tokens.
+        notes: lines under the figure.
+    """
+    width = plotting.PAGE_WIDTH
+    errors = {at: _error(action) for at, action in actions.items()}
+    heights = {at: code_height(action["pieces"], width) for at, action in actions.items()}
+    lines = {(when, m): 1 + len(errors.get((when, m), [])) for when in PERIODS for m in methods}
+    blocks = [lines[at] * _TITLE_LINE + heights.get(at, 0.0) + _GAP for at in lines]
+    high = len(PERIODS) * _HEAD + sum(blocks) + 2 * _GAP + _BAR + _BELOW_BAR
+    figure = plt.figure(figsize=(width, high))
+
+    def place(top: float, height: float, left: float = 0.0, wide: float = width) -> Axes:
+        """Axes `top` inches below the upper edge."""
+        return figure.add_axes((left / width, 1 - (top + height) / high, wide / width, height / high))
+
+    def write(top: float, text: str, **look: Any) -> None:
+        figure.text(0, 1 - top / high, text, ha="left", va="top", parse_math=False, **look)
+
+    top = 0.0
+    for when, title in PERIODS.items():
+        write(top + 0.08, f"{title}, actions that {outcome}", fontsize=9, fontweight="bold")
+        top += _HEAD
+        for method in methods:
+            at = when, method
+            write(top, _title(method, actions.get(at)), fontsize=7.5, fontweight="bold")
+            for line in errors.get(at, []):
+                top += _TITLE_LINE
+                write(top, line, fontsize=7)
+            top += _TITLE_LINE
+            if at in actions:
+                coloured_code(place(top, heights[at]), actions[at]["pieces"], actions[at]["credit"], colours)
+                top += heights[at]
+            top += _GAP
+    ends = 0.25  # room for half a number on either side
+    bar = figure.colorbar(colours, cax=place(top + _GAP, _BAR, ends, width - 2 * ends), orientation="horizontal")
+    ticks = [-1, -0.1, -LINEAR, 0, LINEAR, 0.1, 1]
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    bar.minorticks_off()
+    bar.set_label("credit of a token, in units of reward")
+    bar.outline.set_linewidth(0.4)
+    plotting.footnote(figure, notes)
     return figure
 
 
-def _title(when: str, ran: bool, action: Mapping[Any, Any] | None) -> str:
-    """When the action was written, its reward, and its error, if any, on up to two lines."""
-    text = f"{when}, {OUTCOMES[ran]}: "
+def _title(method: str, action: Mapping[Any, Any] | None) -> str:
+    """Who wrote the action, when, and what it earned."""
     if action is None:
-        return text + "none of the actions kept"
-    text += f"update {action['update'] + 1}, step {action['step']}, reward {action['reward']:.3f}"
-    return text if ran else text + "\n" + textwrap.fill(action["error"] or "", 76, max_lines=2, placeholder=" …")
+        return f"{label(method)}: no such action is among those kept"
+    when = f"update {action['update'] + 1}, step {action['step']}, seed {action['seed']}"
+    return f"{label(method)}: {when}, reward {action['reward']:.3f}"
+
+
+def _error(action: Mapping[Any, Any]) -> list[str]:
+    """The error of an action that failed, on up to two lines."""
+    return [] if action["ran"] else textwrap.wrap(action["error"] or "", _LETTERS, max_lines=2, placeholder=" …")

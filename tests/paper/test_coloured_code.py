@@ -6,7 +6,7 @@ import pytest
 
 from etpo_paper.base import paths
 from etpo_paper.report import plotting
-from etpo_paper.report.coloured_code import code_height, coloured_code
+from etpo_paper.report.coloured_code import code_height, coloured_code, credit_colours
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +21,10 @@ def draw_code(values, scale=1.0, width=6.0, name="code"):
     plotting.use_style()
     figure = plt.figure(figsize=(width, 2))
     axes = figure.add_axes([0, 0, 1, 1])
-    colours = coloured_code(axes, PIECES, values, scale)
+    coloured_code(axes, PIECES, values, credit_colours(scale))
     texts = [(text.get_text(), text.get_position()) for text in axes.texts]
     boxes = [(patch.get_xy(), patch.get_width(), patch.get_facecolor()) for patch in axes.patches]
-    assert axes.get_xlim() == (0, pytest.approx(width / 0.06)) and colours.get_clim() == (-scale, scale)
+    assert axes.get_xlim() == (0, pytest.approx(width / 0.06))
     written = plotting.save_figure(figure, "smoke", "test", name)
     assert not any(text.get_parse_math() for text in axes.texts), "a $ in code is a $"
     for dpi in (100, 150):  # on screen and in the file: the letters fill their background and do not leave it
@@ -48,10 +48,22 @@ def test_coloured_code_puts_each_token_on_its_colour_line_by_line():
     white, bad, good, better = (boxes[k][2] for k in (0, 1, 2, 3))
     assert white == (1, 1, 1, 1)
     assert bad[0] > bad[2] and good[2] > good[0], "worse is orange, better is blue"
-    assert good[0] < better[0] < 1, "half as good is half as blue"
+    assert good[0] < better[0] < 1, "half as good is less blue"
     assert boxes[5][2] == boxes[6][2] != white, "a token on two lines has its colour on both"
     assert boxes[7][2] == good, "what lies beyond the scale has the full colour"
-    assert draw_code([v * 10 for v in values], scale=10.0)[1] == boxes
+
+
+def test_colours_are_linear_near_zero_and_logarithmic_beyond():
+    def blueness(*values):
+        return [1 - red for red, *_ in credit_colours(2.0).to_rgba(values)]
+
+    small, twice, tenth, one = blueness(0.01, 0.02, 0.1, 1.0)
+    assert 2 * small == pytest.approx(twice, abs=0.01)
+    steps = [b - a for a, b in zip(blueness(0.02, 0.06, 0.18), blueness(0.06, 0.18, 0.54), strict=True)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.01), "a factor has one step of colour anywhere"
+    assert one < 2.5 * tenth
+    ends = credit_colours(2.0).to_rgba([-2.0, 0.0, 2.0])
+    assert ends[1].tolist() == [1, 1, 1, 1] and ends[0][0] > ends[0][2] and ends[2][2] > ends[2][0]
 
 
 def test_coloured_code_breaks_long_lines_and_says_its_height():

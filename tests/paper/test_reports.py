@@ -435,25 +435,47 @@ def test_no_failed_action_is_said_rather_than_averaged(root):
     assert "ETPO (no action failed)" in credit.answer(data, none)
 
 
-def test_the_figure_of_credit_has_a_row_for_each_outcome_and_time(root):
+def test_the_figures_of_credit_show_an_action_of_each_method_early_and_late(root):
+    figures = credit.figures(credit.load("smoke"))
+    assert list(figures) == ["tokens_failed", "tokens_ran"]
+    for outcome, figure in figures.items():
+        texts = [text.get_text() for text in figure.texts]
+        actions = [text for text in texts if ": update " in text]
+        missing = sum("no such action" in text for text in texts)
+        assert len(actions) + missing == 2 * 3 and actions[0].startswith("PPO-KL: update 1, step ")
+        assert texts[0] == f"First fifth of training, actions that {outcome.removeprefix('tokens_')}"
+        errors = sum(text.startswith("SyntaxError: '(' was never closed") for text in texts)
+        assert errors == (len(actions) if outcome == "tokens_failed" else 0)
+        code = "".join(text.get_text() for text in figure.axes[0].texts)
+        assert "LogisticRegression(" in code and "∎" in code
+        assert texts[-1].startswith("Task balance-scale; seeds that all methods have: 0, 1.\n")
+        assert figure.get_figwidth() == plotting.PAGE_WIDTH
+        (bar,) = [axes for axes in figure.axes if axes.get_xlabel() == "credit of a token, in units of reward"]
+        assert bar.get_xlim()[1] == -bar.get_xlim()[0] >= 1
+    limits = {axes.get_xlim() for figure in figures.values() for axes in figure.axes if axes.get_xlabel()}
+    assert len(limits) == 1, "both figures have the same colours"
+
+
+def test_credit_is_compared_on_the_seeds_that_all_methods_have(other):
+    fixtures.make_results(other, methods=("ppo_kl",), tasks=TASKS[:1], seeds=(0, 1, 2))
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0, 1))
     data = credit.load("smoke")
-    figure = credit.figure(data)
-    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
-    assert len(titles) == 4 * 3 and titles[0].startswith("early, failed: update 1, step ")
-    assert titles[0].splitlines()[1].startswith("SyntaxError: '(' was never closed")
-    assert titles[3].startswith("late, ran: ") and "\n" not in titles[3]
-    code = "".join(text.get_text() for text in figure.axes[0].texts)
-    assert "LogisticRegression(" in code and "∎" in code
-    assert figure.texts[-1].get_text().startswith("Task: balance-scale.")
-    bars = [axes for axes in figure.axes if axes.get_xlabel() == "credit, in units of reward"]
-    assert len(bars) == 3
+    assert set(data.samples.loc[data.samples["method"] == "ppo_kl", "seed"]) == {0, 1}
+    assert "Only seeds that all methods have are compared (0, 1)." in data.notes
+
+
+def test_methods_without_a_common_run_are_one_line(other):
+    fixtures.make_results(other, methods=("ppo_kl",), tasks=TASKS[:1], seeds=(0,))
+    fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(1,))
+    with pytest.raises(UserError, match="no task and seed of scale smoke has finished runs of all of ppo_kl, etpo"):
+        credit.load("smoke")
 
 
 def test_a_missing_action_leaves_its_place_empty(other):
     fixtures.make_results(other, methods=("etpo",), tasks=TASKS[:1], seeds=(0,), updates=2, batch=1)
-    figure = credit.figure(credit.load("smoke"))
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert sum("none of the actions kept" in title for title in titles) == 2
+    figures = credit.figures(credit.load("smoke"))
+    texts = [text.get_text() for figure in figures.values() for text in figure.texts]
+    assert sum(text == "ETPO: no such action is among those kept" for text in texts) == 2
 
 
 # Frontier --------------------------------------------------------------------------------------------------------

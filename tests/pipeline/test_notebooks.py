@@ -24,7 +24,7 @@ WRITES = {
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
     "convergence": {"mean_reward": "f", "last_fifth": "t", "settled": "t"},
     "style": {"complexity": "ft", "emergence": "ft", "codes": "t"},
-    "credit": {"tokens": "f", "concentration": "t"},
+    "credit": {"tokens_failed": "f", "tokens_ran": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
     "frontier": {"reward_by_kl": "ft"},
 }
