@@ -3,12 +3,13 @@
 `claims.yaml` lists the claims. A claim names a file, a fragment of its text in which `{}` takes the place of each
 number, and for each number a call of one of the functions in `FUNCTIONS`. The number is read from the file itself and
 compared with what the call returns, so that a changed digit in the text is found as well as a changed row of a raw
-file. A number holds if it is the recomputed one rounded to the digits shown.
+file. A number holds if it is the recomputed one rounded to the digits shown. Notebooks are
+read by their Markdown cells.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import pandas as pd
 import yaml
 
 from etpo_core.errors import UserError, unknown
-from etpo_paper.report import ablations, convergence, perplexity, results, statistics
+from etpo_paper.base import paths
+from etpo_paper.report import ablations, convergence, index, perplexity, results, statistics
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
+_CELL = "\f"
 FIELDS = {"id", "file", "text", "found", "command"}
 
 
@@ -35,6 +38,7 @@ class Claim:
         found: for each number the name of a function and its arguments.
         command: the command that makes the raw files.
         times: what the recomputed numbers are multiplied by, 100 for per cent.
+        also: further files that state the same.
     """
 
     id: str
@@ -43,6 +47,7 @@ class Claim:
     found: list[list[Any]]
     command: str
     times: float = 1.0
+    also: list[str] = field(default_factory=list)
 
     def places(self, text: str) -> list[re.Match[str]]:
         """Where the fragment occurs in a text, with any numbers."""
@@ -72,32 +77,19 @@ def load(root: Path) -> list[Claim]:
 
 def check(claim: Claim, root: Path) -> list[str]:
     """What does not hold about a claim, one line each; empty if it holds."""
-    path = root / claim.file
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    places = claim.places(text)
-    if len(places) != 1:
-        return [f"{claim.id}: NOT HELD: its text occurs {len(places)} times instead of once in {claim.file}"]
-    wrong = []
-    for index, call in enumerate(claim.found, start=1):
-        stated = places[0].group(index)
-        where = f"{claim.file}:{text.count(chr(10), 0, places[0].start(index)) + 1}"
-        name, *arguments = call
-        if name not in FUNCTIONS:
-            raise unknown("function in claims.yaml", name, FUNCTIONS)
-        try:
-            value = claim.times * FUNCTIONS[name](*arguments)
-        except UserError as error:
-            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, {error}, {where}")
-            continue
-        digits = len(stated.partition(".")[2])
-        if not abs(float(stated) - value) <= 0.5 * 10**-digits + 1e-9:
-            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, found {value:.{digits + 2}f}, {where}")
-    return wrong
+    return [line for file in (claim.file, *claim.also) for line in _check_file(claim, file, root)]
+
+
+def text_of(path: Path) -> str:
+    """What a reader sees of a page: its text, or the Markdown cells of a notebook with a form feed between them."""
+    if not path.is_file():
+        return ""
+    return _CELL.join(index.markdown_cells(path)) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
 
 
 def forget() -> None:
     """Drops what was read, for a process that changes the raw files between two checks."""
-    for function in (_ends, _ablations, _scores, _changes):
+    for function in (_ends, _ablations, _scores, _changes, _drawn):
         function.cache_clear()
 
 
@@ -142,10 +134,67 @@ def perplexity_change(scale: str, method: str, corpus: str) -> float:
     return _cell(_changes(scale), "change", scale, method=method, corpus=corpus)
 
 
+def drawn(table: str, column: str, keys: dict[str, object]) -> float:
+    """A number of a committed table, which `make verify` itself compares with the raw results.
+
+    Args:
+        table: path of its CSV file within figures/.
+        column: the column that holds the number.
+        keys: values of other columns. Where several rows have them, the mean is taken over these rows.
+    """
+    return float(_drawn_rows(table, keys)[column].mean())
+
+
+def rows_drawn(table: str, keys: dict[str, object]) -> float:
+    """The number of rows of a committed table that have these values, see `drawn`; None stands for an empty cell."""
+    return float(len(_drawn_rows(table, keys)))
+
+
 FUNCTIONS: dict[str, Callable[..., float]] = {
     function.__name__: function
-    for function in (ends, ablation, share_that_runs, paired, pairs_above, last_fifth, iqm, perplexity_change)
+    for function in (
+        ends,
+        ablation,
+        share_that_runs,
+        paired,
+        pairs_above,
+        last_fifth,
+        iqm,
+        perplexity_change,
+        drawn,
+        rows_drawn,
+    )
 }
+
+
+def _check_file(claim: Claim, file: str, root: Path) -> list[str]:
+    text = text_of(root / file)
+    places = claim.places(text)
+    if len(places) != 1:
+        return [f"{claim.id}: NOT HELD: its text occurs {len(places)} times instead of once in {file}"]
+    wrong = []
+    for position, call in enumerate(claim.found, start=1):
+        stated = places[0].group(position)
+        where = f"{file}:{_line(text, places[0].start(position))}"
+        name, *arguments = call
+        if name not in FUNCTIONS:
+            raise unknown("function in claims.yaml", name, FUNCTIONS)
+        try:
+            value = claim.times * FUNCTIONS[name](*arguments)
+        except UserError as error:
+            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, {error}, {where}")
+            continue
+        digits = len(stated.partition(".")[2])
+        if not abs(float(stated) - value) <= 0.5 * 10**-digits + 1e-9:
+            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, found {value:.{digits + 2}f}, {where}")
+    return wrong
+
+
+def _line(text: str, place: int) -> str:
+    """The line of a place in a text, counted from 1; in a notebook also which of its Markdown cells."""
+    before = text[:place]
+    line = before[before.rfind(_CELL) + 1 :].count("\n") + 1
+    return f"Markdown cell {before.count(_CELL) + 1}:{line}" if _CELL in text else str(line)
 
 
 @cache
@@ -164,6 +213,23 @@ def _ablations(scale: str) -> pd.DataFrame:
 def _scores(scale: str) -> pd.DataFrame:
     results.require_results(scale)
     return statistics.run_scores(results.load_steps(scale))
+
+
+@cache
+def _drawn(table: str) -> pd.DataFrame:
+    path = paths.FIGURES / table
+    if not path.is_file():
+        raise UserError(f"{path} is missing; restore it with `git checkout figures`")
+    return pd.read_csv(path)
+
+
+def _drawn_rows(table: str, keys: dict[str, object]) -> pd.DataFrame:
+    frame = _drawn(table)
+    for key, value in keys.items():
+        frame = frame[frame[key].isna() if value is None else frame[key] == value]
+    if frame.empty:
+        raise UserError(f"figures/{table} has no row with {keys}")
+    return frame
 
 
 @cache

@@ -1,5 +1,7 @@
 """`make verify` on a small made-up root: it holds what is true and says where a lie stands."""
 
+import json
+
 import fixtures_results as fixtures
 import pandas as pd
 import pytest
@@ -67,6 +69,31 @@ def test_missing_raw_file_is_one_line_that_says_what_to_do(root):
     assert "steps.csv is missing" in line and "run again" in line and "\n" not in line
 
 
+def test_claim_of_a_notebook_and_of_its_index_is_checked_against_a_committed_table(root):
+    table = root / "figures" / "smoke" / "one" / "table.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("method,score,note\na,0.25,\na,0.75,\nb,0.125,known\n")
+    first, second = root / "first.ipynb", root / "second.ipynb"
+    for path, score in ((first, "0.50"), (second, "0.51")):
+        cells = [("markdown", "# Title"), ("code", "a is 7"), ("markdown", f"Here\na is {score} in 2 rows")]
+        path.write_text(json.dumps({"cells": [{"cell_type": kind, "source": [text]} for kind, text in cells]}))
+    entry = {
+        "id": "one",
+        "file": "first.ipynb",
+        "text": "a is {} in {} rows",
+        "found": [["drawn", "smoke/one/table.csv", "score", {"method": "a"}]],
+        "command": "",
+    }
+    entry["found"].append(["rows_drawn", "smoke/one/table.csv", {"note": None}])
+    (root / "claims.yaml").write_text(yaml.safe_dump([entry]))
+    assert lines(root) == []
+    (root / "claims.yaml").write_text(yaml.safe_dump([entry | {"also": ["second.ipynb"]}]))
+    assert lines(root) == ["one: NOT HELD: stated 0.51, found 0.5000, second.ipynb:Markdown cell 2:2"]
+    table.unlink()
+    (line, *_) = lines(root)
+    assert "table.csv is missing; restore it" in line
+
+
 def test_stale_figure_is_told(root, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(fixtures.CHECKOUT))
     fixtures.make_evaluation(root)
@@ -80,5 +107,5 @@ def test_stale_figure_is_told(root, monkeypatch):
 
 def test_every_fragment_occurs_once_in_its_file():
     for claim in claims.load(fixtures.CHECKOUT):
-        places = claim.places((fixtures.CHECKOUT / claim.file).read_text(encoding="utf-8"))
-        assert len(places) == 1, claim.id
+        for file in (claim.file, *claim.also):
+            assert len(claim.places(claims.text_of(fixtures.CHECKOUT / file))) == 1, (claim.id, file)
