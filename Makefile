@@ -14,8 +14,10 @@ export TOKENIZERS_PARALLELISM := false
 .DELETE_ON_ERROR:
 
 repro: $(READY)
-	@python -m pipeline.select $(SCALE)
-	dvc repro
+	@mkdir -p .dvc/tmp
+	@flock --nonblock --conflict-exit-code 75 .dvc/tmp/make-repro sh -c 'python -m pipeline.select $(SCALE) && dvc repro'; \
+	  status=$$?; test $$status -ne 75 || echo 'error: another `make repro` is at work in this folder; wait for it' >&2; \
+	  exit $$status
 
 # Everything but the tests that are marked `nightly`: the attacks on the executor at all its tiers and as an ordinary
 # user, every method on two processes, and other products of things that are each tried once here.

@@ -1,10 +1,12 @@
 """The stages of dvc.yaml: `dvc repro` fails as a whole where one of them needs what nobody makes."""
 
 import ast
+import fcntl
 import json
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,24 @@ def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(name):
     code = [dep for dep in deps if dep.split("/")[0] in OURS]
     assert sorted(file for file in needed if not any(file == d or file.startswith(f"{d}/") for d in code)) == []
     assert [d for d in code if not any(file == d or file.startswith(f"{d}/") for file in needed)] == []
+
+
+def test_a_clone_is_up_to_date():
+    """After a change of code that moves no number, `dvc repro` or, if it cannot move one, `dvc commit --force`."""
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {}
+
+
+def test_a_second_make_repro_is_told_in_one_line(tmp_path):
+    makefile = (paths.ROOT / "Makefile").read_text()
+    (tmp_path / "Makefile").write_text(re.search(r"^repro:.*?\n\n", makefile, re.MULTILINE | re.DOTALL)[0])
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    with (tmp_path / ".dvc" / "tmp" / "make-repro").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run(["make", "repro"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: another `make repro` is at work in this folder; wait for it"
 
 
 def test_the_selection_in_git_is_the_laptop_scale_of_today():
