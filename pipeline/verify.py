@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
 from etpo_paper.report import claims, results
@@ -50,13 +52,23 @@ def manifest(scale: str) -> list[str]:
     """How many runs of a scale are planned and finished, and why the others are not."""
     status = results.run_status(scale)
     planned, finished = len(results.planned(scale)), int((status["status"] == "finished").sum())
-    lines = [f"{scale}: {planned} planned, {finished} finished, {len(status) - finished} not"]
+    beyond = len(status) - planned  # finished runs that today's settings no longer plan
+    more = f", {beyond} of them not planned" if beyond else ""
+    lines = [f"{scale}: {planned} planned, {finished} finished{more}, {len(status) - finished} not"]
+    reasons = _reasons().get(scale, {})
     open_runs = status[status["status"] != "finished"].fillna({"reason": ""})
     for (method, state, reason), runs in open_runs.groupby(["method", "status", "reason"]):
         seeds = runs.groupby("task")["seed"].agg(lambda own: f"seed {', '.join(map(str, own))}")
         named = "; ".join(f"{task} {own}" for task, own in seeds.items())
-        lines.append(f"  {method}: {state}{f' ({reason})' if reason else ''}: {named}")
+        why = reason or reasons.get(method, "no reason given in results/not_run.yaml")
+        lines.append(f"  {method}: {state} ({why}): {named}")
     return lines
+
+
+def _reasons() -> dict[str, dict[str, str]]:
+    """Why runs were not made, by scale and method."""
+    path = paths.RESULTS / "not_run.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def run(figures: bool = True) -> bool:

@@ -186,7 +186,8 @@ def _check_file(claim: Claim, file: str, root: Path) -> list[str]:
             continue
         digits = len(stated.partition(".")[2])
         if not abs(float(stated) - value) <= 0.5 * 10**-digits + 1e-9:
-            wrong.append(f"{claim.id}: NOT HELD: stated {stated}, found {value:.{digits + 2}f}, {where}")
+            found = f"stated {stated}, found {value:.{digits + 2}f}"
+            wrong.append(f"{claim.id}: NOT HELD: {found}, {where}; its raw files are made by `{claim.command}`")
     return wrong
 
 
