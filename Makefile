@@ -4,13 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DOCS := $(VENV)/.docs
 PYTEST := python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: repro verify test test-all lint api clean-venv
+.PHONY: repro verify report test test-all lint api hashes clean-venv
 .DELETE_ON_ERROR:
 
 repro: $(READY)
@@ -37,22 +36,29 @@ lint: $(READY)
 verify: $(READY)
 	python -m pipeline.verify
 
+# All notebooks, executed and rendered as pages that need no network: build/report/index.html.
+report: $(READY)
+	@python -m pipeline.report
+
 # HTML pages made from the docstrings, in build/api.
-api: $(DOCS)
+api: $(READY)
 	pdoc etpo_core etpo_paper -o build/api
 
-# The lock holds the versions that were tested. On Linux, torch's default build carries gigabytes of CUDA libraries;
-# install the CPU build into $(VENV) beforehand if you have no GPU.
-$(READY): pyproject.toml requirements.lock
+# The lock holds the versions that were tested, and requirements.hashes the same with the hashes of their files, which
+# pip checks. Only torch is left out there, because its builds differ from index to index. On Linux, torch's default build
+# carries gigabytes of CUDA libraries; install the CPU build into $(VENV) beforehand if you have no GPU.
+$(READY): pyproject.toml requirements.lock requirements.hashes
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; name one with PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.hashes
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test]'
 	@touch $(READY)
 
-$(DOCS): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[test,docs]'
-	@touch $(DOCS)
+# Writes requirements.hashes again after a change of requirements.lock; needs uv.
+hashes:
+	@grep -v '^torch==' requirements.lock | uv pip compile - --quiet --no-deps --generate-hashes --no-annotate \
+		--no-header --python-version 3.11.7 --output-file requirements.hashes
 
 clean-venv:
 	rm -rf $(VENV)

@@ -37,7 +37,7 @@ _TITLE = """\
 # All notebooks
 
 What each notebook asks, what it found, and one of its figures: first the paper's tables and figures in the paper's
-order, then what this project adds. [`REPRODUCE.md`](../REPRODUCE.md) lists raw files and commands. `make report` executes
+order, then what this project adds. [`REPRODUCE.md`](../REPRODUCE.md) lists raw files and commands. `make report` runs
 all notebooks and makes a site of them in `build/report/`.
 
 This page repeats the first cells of the notebooks; `python -m pipeline.report --index` writes it again."""
