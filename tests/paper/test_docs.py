@@ -34,7 +34,9 @@ TARGET = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 
 def pages() -> dict[str, str]:
     """Every page by its path in the repository: Markdown files, and the Markdown cells of each notebook."""
-    files = [ROOT / name for name in ("README.md", "REPRODUCE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+    files = [
+        ROOT / name for name in ("README.md", "REPRODUCE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+    ]
     files += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "studies").glob("*/README.md"))
     found = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
