@@ -161,8 +161,9 @@ def test_a_mistake_is_one_line_of_one_process(played):
 
 
 def test_the_stage_writes_one_card_that_counts_the_processes(played):
-    card = json.loads((results(played / "two", "etpo") / "run_card.json").read_text())
-    assert card["status"] == "finished" and card["processes"] == 2
+    run = results(played / "two", "etpo")
+    card, host = (json.loads((run / name).read_text()) for name in ("run_card.json", "host.json"))
+    assert card["status"] == "finished" and host["processes"] == 2
 
 
 @pytest.mark.nightly
