@@ -68,20 +68,20 @@ def build(scales: Mapping[str, str]) -> list[str]:
     new = SITE.with_name("report.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    names, lines = list(scales), []
+    names, lines, notebooks = list(scales), [], paths.NOTEBOOKS
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(execute, scales.values(), names)
         for number, (name, (book, missing)) in enumerate(zip(names, found, strict=True)):
             before, after = names[number - 1] if number else None, (names[number + 1 :] or [None])[0]
             said = f"Not executed here: {missing}" if missing else f"Executed with the results of {scales[name]}."
             body = [f'<p class="{"missing" if missing else "source"}">{html.escape(said)}</p>']
-            body += pages.cells(book, paths.NOTEBOOKS, drawn=missing is None)
+            body += pages.cells(book, notebooks, drawn=missing is None)
             page = pages.page(name, "".join(body), before, after)
             (new / f"{name}.html").write_text(page, encoding="utf-8")
             lines.append(f"{name}: {said[0].lower()}{said[1:]}")
             print(lines[-1], flush=True)
-    book = pages.read(paths.NOTEBOOKS / f"{index.NAME}.ipynb")
-    page = pages.page("All notebooks", "".join(pages.cells(book, paths.NOTEBOOKS, drawn=False)), None, names[0])
+    book = pages.read(notebooks / f"{index.NAME}.ipynb")
+    page = pages.page("All notebooks", "".join(pages.cells(book, notebooks, drawn=False)), None, names[0])
     (new / "index.html").write_text(page, encoding="utf-8")
     shutil.rmtree(SITE, ignore_errors=True)
     new.rename(SITE)
