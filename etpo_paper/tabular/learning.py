@@ -59,9 +59,16 @@ class TabularEnvironments:
         return batch
 
 
-def regret(world: World, policy_logits: Tensor, beta: float, gamma: float) -> float:
-    """How much soft value a policy lacks: the mean over states of V*(s) - V^π(s), by brute force."""
-    best, _, _ = world.action_optimum(beta, gamma)
+def regret(world: World, best: Tensor, policy_logits: Tensor, beta: float, gamma: float) -> float:
+    """How much soft value a policy lacks: the mean over states of V*(s) - V^π(s), by brute force.
+
+    Args:
+        world: where.
+        best: [S], V* of `world.action_optimum`, which depends on no policy and takes longer than all else here.
+        policy_logits: [S, P, V] of π.
+        beta: β > 0.
+        gamma: γ in [0, 1), between actions.
+    """
     value, _ = world.action_values(policy_logits, beta, gamma)
     return float((best - value).mean())
 
@@ -85,9 +92,10 @@ def learn(
         The regret before the first update and after each.
     """
     networks, environments = TabularNetworks(world), TabularEnvironments(world, count, seed)
+    best, _, _ = world.action_optimum(beta, gamma)
     method.start(networks, Alone())
-    curve = [regret(world, networks.policy_logits, beta, gamma)]
+    curve = [regret(world, best, networks.policy_logits, beta, gamma)]
     for _ in range(updates):
         method.update(environments.collect(networks.policy_logits, steps))
-        curve.append(regret(world, networks.policy_logits, beta, gamma))
+        curve.append(regret(world, best, networks.policy_logits, beta, gamma))
     return curve
