@@ -115,15 +115,25 @@ def test_missing_runs_are_listed_with_the_reason(root):
     assert "  ppo_kl: absent (no reason given in results/not_run.yaml): kidney-stone seed 0" in listed
 
 
-def test_stale_figure_is_told(root, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(fixtures.CHECKOUT))
+def test_stale_figure_is_told(root):
     fixtures.make_evaluation(root)
     folder = root / "figures" / "smoke" / "main_table"
     folder.mkdir(parents=True)
     (folder / "aggregate.csv").write_text("old\n")
-    assert verify.check_figure(folder) == [
-        "figures/smoke/main_table/aggregate.csv: NOT HELD: differs from what the raw results give"
+    assert list(verify.check_figures([folder])) == [
+        (folder, ["figures/smoke/main_table/aggregate.csv: NOT HELD: differs from what the raw results give"])
     ]
+
+
+def test_figure_that_cannot_be_drawn_is_told_and_the_others_are_checked(root):
+    fixtures.make_evaluation(root)
+    folders = [root / "figures" / "smoke" / name for name in ("learning", "exploration")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (_, (line,)), (_, lines) = verify.check_figures(folders)
+    assert line.startswith("figures/smoke/learning: NOT HELD: cannot be drawn: ") and "pipeline.worlds" in line
+    assert lines == []
+    assert not list(folders[1].iterdir())
 
 
 def test_every_fragment_occurs_once_in_its_file():
