@@ -8,7 +8,6 @@ import math
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -29,7 +28,7 @@ from etpo_paper.measure.perplexity import (
 )
 from etpo_paper.measure.policies import Loader, Subject
 from etpo_paper.model import loading as language_model
-from etpo_paper.report import results
+from etpo_paper.report import notebook, results
 from etpo_paper.report.perplexity import before_and_after, paired_runs
 from pipeline import perplexity as stage
 
@@ -416,14 +415,7 @@ def test_before_and_after_with_nothing_trained():
 
 
 def _run_notebook() -> None:
-    """The notebook's code cells in this process: a kernel of their own would take longer than all tests here."""
-    notebook = json.loads((CHECKOUT / "notebooks" / "perplexity.ipynb").read_text())
-    namespace: dict = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            exec(source.replace('scale = "laptop"', 'scale = "smoke"'), namespace)
-    plt.close("all")
+    notebook.execute(CHECKOUT / "notebooks" / "perplexity.ipynb", scale="smoke")
 
 
 def test_the_notebook_draws_from_the_table_alone(root):

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import fixtures_results as fixtures
@@ -18,7 +15,7 @@ import yaml
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.sections import Section
-from etpo_paper.report import plotting, tuning
+from etpo_paper.report import notebook, plotting, tuning
 
 BASE = {"beta": 0.3, "policy_lr": 1e-4, "critic_lr": 3e-4, "epochs": 2}
 
@@ -198,20 +195,10 @@ def tuning_root(tmp_path):
     return root
 
 
-def draw(root):
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.figures", "--scale", "tuning", "--notebook", "tuning"],
-        cwd=fixtures.CHECKOUT,
-        env=os.environ | {"ETPO_ROOT": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_notebook_ranks_the_finished_variants(tmp_path):
+def test_the_notebook_ranks_the_finished_variants(tmp_path, at):
     root = tuning_root(tmp_path)
-    done = draw(root)
-    assert done.returncode == 0, done.stderr
+    at(root)
+    notebook.execute(fixtures.CHECKOUT / "notebooks" / "tuning.ipynb", scale="tuning")
     place = root / "figures" / "tuning" / "tuning"
     files = {"learning_curves.png", "learning_curves.pdf", "variants.csv", "variants.md", "variants.tex"}
     assert {path.name for path in place.iterdir()} == files
@@ -227,13 +214,7 @@ def test_the_notebook_ranks_the_finished_variants(tmp_path):
         assert table.loc[name, "mean"] == pytest.approx(rewards.mean(), abs=1e-6)
     assert table.loc["etpo", "largest_kl"] == pytest.approx(1.4)  # 0.2 nats an update
 
-    book = json.loads((root / "build/notebooks/tuning/tuning.ipynb").read_text())
-    answer = next(
-        "".join(output["data"]["text/markdown"])
-        for cell in book["cells"]
-        for output in cell.get("outputs", [])
-        if "text/markdown" in output.get("data", {})
-    )
+    answer = tuning.answer(tuning.load("tuning", rng()))
     assert answer.startswith("**Answer.** Highest mean reward over the last half of 32 steps: ETPO ")
     assert "(lam 0.5, policy_lr 0.0125; next " in answer.splitlines()[0]
     assert "- PPO-KL: 1 of 2 variants not finished (clip 0.75)." in answer
