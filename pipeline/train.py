@@ -26,7 +26,7 @@ from etpo_paper.model.loading import load_model
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
 from etpo_paper.training.run_files import HOST, RunFiles
-from pipeline import data, entry, models
+from pipeline import data, entry, live, models
 from pipeline.executor import open_executor
 from pipeline.resolve import resolve
 
@@ -87,9 +87,11 @@ def run_stage(run: Run, settings: Settings) -> None:
     whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
-        with tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first) as bar:
+        bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first)
+        with bar, live.curves(run, first) as curves:
             networks = agent.networks if method.trains else None
             for row in train(run, agent, networks, method, task, executor, settings, whose, first):
+                curves(row)
                 bar.n = row["steps"]
                 bar.set_postfix(
                     reward=f"{row['mean_reward']:.3f}",

@@ -1,0 +1,56 @@
+"""The learning curves of a run while it goes on, for TensorBoard.
+
+    ETPO_TENSORBOARD=1 make repro              # or any other command that trains
+    tensorboard --logdir build/tensorboard     # beside it: all runs that were trained in this way
+
+It needs the extra `live`: `pip install '.[live]'`. What is shown are the columns of `updates.csv` and the clock, over
+the environment steps. Nothing of a run depends on it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from etpo_core.errors import UserError
+from etpo_paper.base import paths
+from etpo_paper.training.run import Run
+
+SWITCH = "ETPO_TENSORBOARD"
+
+
+@contextmanager
+def curves(run: Run, shown: bool = True) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Gives a function that adds a row of `training.loop.train` to the run's curves.
+
+    Without the switch, or if not `shown`, it does nothing. The curves of a run that was interrupted go on with it.
+
+    Raises:
+        UserError: the switch is set and TensorBoard is not installed.
+    """
+    if not (shown and os.environ.get(SWITCH)):
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(f"{SWITCH} is set but TensorBoard is not installed; run: pip install '.[live]'") from None
+    place = paths.ROOT / "build" / "tensorboard" / run.folder.relative_to(paths.RESULTS)
+    if not run.state.exists():
+        shutil.rmtree(place, ignore_errors=True)
+    writers: list[SummaryWriter] = []
+
+    def add(row: Mapping[str, Any]) -> None:
+        if not writers:  # points at this step and later ones are of a process that was killed
+            writers.append(SummaryWriter(str(place), purge_step=row["steps"]))
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("update", "steps"):
+                writers[0].add_scalar(name, value, row["steps"])
+        writers[0].flush()
+
+    try:
+        yield add
+    finally:
+        for writer in writers:
+            writer.close()
