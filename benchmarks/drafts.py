@@ -38,10 +38,9 @@ from transformers import LogitsProcessorList
 from benchmarks.executor import save, show
 from benchmarks.rollout import sampled_by_generate
 from etpo_core.errors import UserError, one_line_errors
-from etpo_paper.base import paths
 from etpo_paper.base.machine import choose
 from etpo_paper.base.settings import load_settings
-from etpo_paper.data.tasks import Task, load_task
+from etpo_paper.data.tasks import Task
 from etpo_paper.environment.prompts import Prompt, reflection_prompt, task_prompt
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
@@ -50,6 +49,7 @@ from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import load_model
 from etpo_paper.report import results
 from etpo_paper.training.run import Run
+from pipeline import data, models
 from pipeline.train import load_agent
 
 METHODS = ("ppo_kl", "etpo")  # programs of a model that does not learn are kept without their tokens
@@ -110,7 +110,7 @@ def replay(scale: str) -> list[dict[str, Any]]:
 def timed(scale: str, rounds: int) -> Iterator[dict[str, Any]]:
     """The table "time": rollouts of the untrained model, each with and without guesses."""
     settings, device = load_settings(scale), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training, task = settings.training, load_task(settings.tasks[0])
+    training, task = settings.training, data.table(settings.tasks[0])
     precision = choose(training.precision).precision if device.type == "cpu" else training.precision
     agent = load_agent(Run(scale, "reflection", settings.tasks[0], 0), settings, device, False, precision)
     agent.refresh()
@@ -161,7 +161,8 @@ def of_run(folder: Path, rounds: int, count: int = 16) -> Iterator[dict[str, Any
     weights = folder / "checkpoint" / "policy"
     if trains and not (weights / "adapter_config.json").exists():
         raise UserError(f"{weights} is not there; its run has to be made on this machine first")
-    task = load_task(card["task"])
+    task = data.table(card["task"])
+    models.model(settings.model)
     model, tokenizer, model_card = load_model(settings.model, torch.float32, torch.device("cpu"))
     merged = PeftModel.from_pretrained(model, weights).merge_and_unload() if trains else model
     training = settings.training
@@ -231,10 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         show(replayed)
         if chosen.csv:
             save(replayed, chosen.csv.with_stem(f"{chosen.csv.stem}_replay"))
-        name = load_settings(chosen.scale).model
-        if not chosen.rounds or not (paths.MODELS / name / "model.safetensors").exists():
-            print(f"rollouts: not measured ({'--rounds 0' if not chosen.rounds else f'models/{name} is not there'})")
+        if not chosen.rounds:
+            print("rollouts: not measured (--rounds 0)")
             return replayed
+        models.model(load_settings(chosen.scale).model)
         rows = list(timed(chosen.scale, chosen.rounds))
         show(rows)
         plain, guessed = ([row["cpu_s"] for row in rows if row["guesses"] == g] for g in ("no", "yes"))

@@ -37,11 +37,10 @@ from etpo_core.errors import one_line_errors
 from etpo_core.sandbox import SandboxPool
 from etpo_paper.base.machine import choose
 from etpo_paper.base.settings import load_settings
-from etpo_paper.data.tasks import load_task
 from etpo_paper.methods import build_method
-from etpo_paper.model.loading import read_card
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run
+from pipeline import data, models
 from pipeline.executor import open_executor
 from pipeline.train import load_agent
 
@@ -99,7 +98,7 @@ def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Pa
     settings = load_settings(scale, method_name).replace(training={"env_steps": steps})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = RunElsewhere(scale, method_name, task_name, 0, folder)
-    method, task = build_method(method_name, settings.methods[method_name].plain()), load_task(task_name)
+    method, task = build_method(method_name, settings.methods[method_name].plain()), data.table(task_name)
     precision = settings.training.precision
     if device.type == "cpu":
         precision = choose(precision).precision
@@ -149,7 +148,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="file to save the table to")
     arguments = parser.parse_args()
     with one_line_errors():
-        read_card(load_settings(arguments.scale).model)  # a UserError that says how to make the model if it is missing
+        models.model(load_settings(arguments.scale).model)
         rows = []
         for method in arguments.methods:
             with tempfile.TemporaryDirectory() as folder:
