@@ -14,7 +14,13 @@ from etpo_paper.model.batches import LanguageBatch, Sequences
 from etpo_paper.training.loop import set_rates
 
 TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "etpo_on_logits", "ppo_kl", "ppo_kl_memory", "poad", "ntpo"]
+VARIANTS = ("etpo_memory", "etpo_on_logits", "ppo_kl_memory", "ntpo", "released")
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
+
+
+def variants_at_night(names):
+    """Parameters of a test that takes seconds: by day the methods, at night those that differ from one in a term."""
+    return [pytest.param(name, marks=pytest.mark.nightly) if name in VARIANTS else name for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def singly(self, prompts, actions, device):
 whole = Sequences.of
 
 
-@pytest.mark.parametrize("name", [*TRAINED, "released"])
+@pytest.mark.parametrize("name", variants_at_night([*TRAINED, "released"]))
 def test_equal_actions_are_computed_once_and_count_as_often_as_they_were_drawn(make_agent, settings, name, monkeypatch):
     def trained():
         agent = make_agent()
@@ -164,7 +170,8 @@ def test_rates_are_shares_of_the_first_ones_after_a_restart_as_well(make_agent):
     assert [g["lr"] for o in (first, second) for g in o.param_groups] == [0.1, 0.05] * 2
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name != "etpo_on_logits"])  # AdamW blows up rounding
+# Not on logits, where AdamW blows up rounding.
+@pytest.mark.parametrize("name", variants_at_night(name for name in TRAINED if name != "etpo_on_logits"))
 def test_micro_batches_change_nothing_but_memory(make_agent, settings, name):
     batch = [
         one(PROMPT, (4, 5, 6), -1.0, FAILED),

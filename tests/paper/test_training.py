@@ -46,9 +46,7 @@ def content(run):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["etpo", "etpo_no_reflection", "etpo_action_level", "etpo_memory", "ppo_kl", "ppo_kl_memory", "reflection"]
-)
+@pytest.mark.parametrize("name", ["etpo", "etpo_no_reflection", "etpo_memory", "ppo_kl", "reflection"])
 def test_a_run_spends_its_budget_and_writes_its_files(results, settings, make_agent, toy_task, stub_executor, name):
     run, rows = start(name, settings, make_agent, toy_task, stub_executor)
     assert [row["steps"] for row in rows] == [8, 16, 20]
@@ -73,7 +71,15 @@ def test_a_run_spends_its_budget_and_writes_its_files(results, settings, make_ag
         assert {r[header.index("episode_step")] for r in table} == {"1"}
 
 
-@pytest.mark.parametrize("name", ["etpo", "etpo_action_level", "etpo_memory", "ppo_kl", "ppo_kl_memory", "reflection"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "etpo_memory",
+        "ppo_kl",
+        "reflection",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("etpo", "etpo_action_level", "ppo_kl_memory")),
+    ],
+)
 def test_same_seed_same_files_and_a_killed_run_goes_on_as_if_it_was_not(
     results, settings, make_agent, toy_task, stub_executor, name, monkeypatch
 ):

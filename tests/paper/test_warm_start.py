@@ -59,6 +59,7 @@ def test_mining_keeps_what_stands_for_itself(tmp_path):
     ]
 
 
+@pytest.mark.nightly  # it reads all of scikit-learn
 def test_installed_scikit_learn_is_rich_enough():
     mined = mine()
     assert len(mined) > 400
