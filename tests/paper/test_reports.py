@@ -367,26 +367,31 @@ def test_style_before_and_after_training(root):
 
 
 def test_complexity_has_a_panel_for_each_measure_and_one_for_distinct_programs(root):
-    figure = style.complexity_figure(style.load("smoke"))
-    assert [axes.get_title() for axes in figure.axes] == [*style.PANELS.values(), "distinct programs in a batch", ""]
+    figure = style.complexity_figure(style.load("smoke"), rng())
+    labels = [*style.PANELS.values(), "share of distinct\nprograms", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
     hashes = [
         [part["code_hash"].nunique() / len(part) for _, part in run.groupby("update")] for run in every(root, "etpo")
     ]
     drawn = figure.axes[6].get_lines()[1]
     assert drawn.get_label() == "ETPO"
     np.testing.assert_allclose(drawn.get_ydata(), np.mean(hashes, axis=0))
+    assert all(len(axes.collections) == 2 for axes in figure.axes[:7]), "a band for each method"
+    assert "4 programs that a run keeps" in figure.texts[0].get_text()
 
 
 def test_the_winning_construction_and_the_code_itself(root):
     data = style.load("smoke")
-    figure, table = style.emergence(data)
-    assert [axes.get_title() for axes in figure.axes] == ["balance-scale", "kidney-stone†"]
+    figure, table = style.emergence(data, rng())
+    winners = table.numbers["construction"]
+    titles = [f"balance-scale\n{winners[0]}", f"kidney-stone†\n{winners[1]}"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     row = table.numbers.iloc[0]
     own = data.own[data.own["task"] == "balance-scale"]
     assert row["construction"] == style.winning_construction(own)
     late = own[own["update"] == 4]
     assert row["share_last_fifth"] == pytest.approx((late["construction"] == row["construction"]).mean())
-    assert figure.axes[0].get_ylim()[0] == 0 and row["construction"] in figure.axes[0].get_xlabel()
+    assert figure.axes[0].get_lines()[0].get_ydata()[-1] == pytest.approx(row["share_last_fifth"])
 
     codes = style.codes(data)
     assert codes.numbers[["task", "when"]].to_numpy().tolist() == [
@@ -403,9 +408,9 @@ def test_a_task_on_which_nothing_ran_says_so(other):
     path = other / "results/smoke/etpo/balance-scale/seed0/samples.jsonl"
     rows = [json.loads(line) | {"status": "timeout"} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figure, table = style.emergence(style.load("smoke"))
+    figure, table = style.emergence(style.load("smoke"), rng())
     assert table.cells().loc[0].tolist() == ["balance-scale", "–", "–", "–", "–"]
-    assert figure.axes[0].texts[0].get_text() == "nothing ran"
+    assert figure.axes[0].get_title() == "balance-scale\nno program ran"
 
 
 # Credit ----------------------------------------------------------------------------------------------------------
