@@ -666,10 +666,10 @@ def test_perplexities_before_and_after(root):
         title, "ETPO", "2", "100", "20.12", "10.00 → 10.99", "+9.89%", "+5.00%, +15.00%",
     ]  # fmt: skip
     panel = next(axes for axes in perplexity.figure(data).axes if axes.get_title() == title)
-    dots, mean, zero = panel.get_lines()
-    assert dots.get_ydata() == pytest.approx([5.0, 15.0]) and dots.get_xdata() == pytest.approx([-0.125, 0.125])
+    zero, dots, mean = panel.get_lines()
+    assert dots.get_xdata() == pytest.approx([5.0, 15.0]) and dots.get_ydata() == pytest.approx([-0.25, 0.25])
     both = 100 * (np.sqrt(1.05 * 1.15) - 1)  # the mean is of the log-likelihoods
-    assert mean.get_ydata() == pytest.approx([both, both]) and list(zero.get_ydata()) == [0, 0]
+    assert mean.get_xdata() == pytest.approx([both, both]) and list(zero.get_xdata()) == [0, 0]
 
 
 def test_perplexities_without_trained_policies(root):
