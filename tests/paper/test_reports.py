@@ -557,8 +557,12 @@ def test_regret_by_variant(root):
     assert table.cells()["Variant"].tolist() == ["PPO-KL", "Released code", "ETPO", "Released + policy's loss under π"]
     assert f"ETPO {expected:.3f}" in learning.answer(data)
     left, right = learning.figure(data).axes
-    assert lines(left) == ["PPO-KL", "Released code", "ETPO"]
-    assert lines(right) == ["as it stands", "+ policy's loss under π"]
+    assert left.get_legend_handles_labels()[1] == ["PPO-KL", "Released code", "ETPO"]
+    assert right.get_legend_handles_labels()[1] == ["as it stands", "+ policy's loss under π"]
+    etpo, bar, mark = left.get_lines()[6:]
+    assert etpo.get_label() == "ETPO" and bar.get_xdata()[0] > etpo.get_xdata().max()
+    assert bar.get_ydata() == pytest.approx(rows.loc["etpo", ["least", "most"]].astype(float))
+    assert mark.get_ydata() == pytest.approx([expected])
 
 
 def test_a_variant_without_a_label_is_shown_by_its_name(other):
