@@ -535,12 +535,19 @@ def test_data_sets_as_in_the_paper_and_as_prepared(root):
     note = json.loads((root / "data/tables/diabetes.json").read_text())
     assert shown.loc["diabetes", "Rows"] == str(note["rows"])
     assert shown.loc["diabetes", "Rows of each class"] == "/".join(map(str, note["class_counts"]))
-    (axes,) = datasets.figure(data).axes
-    ends = {}
-    for bar in axes.patches:
-        ends[bar.get_y()] = max(ends.get(bar.get_y(), 0), bar.get_x() + bar.get_width())
-    assert sorted(ends.values()) == sorted(note["rows"] for note in data.prepared.values())
-    assert axes.get_yticklabels()[-1].get_text() == table.cells()["Task"][0]
+    rows, shares = datasets.figure(data).axes
+    sizes = [note["rows"] for note in data.prepared.values()]
+    assert rows.get_lines()[0].get_xdata().tolist() == sizes
+    balance = list(data.prepared).index("balance-scale")
+    widths = [pieces[balance].get_width() for pieces in shares.containers]
+    assert widths == pytest.approx([56 / 125, 10 / 125, 59 / 125, 0])
+    assert rows.get_yticklabels()[0].get_text() == table.cells()["Task"][0]
+
+
+def test_a_table_of_many_classes_has_a_shade_for_each(root):
+    many = {"class_counts": [5] * 12, "rows": 60, "stand_in": None}
+    _, shares = datasets.figure(datasets.DataSets("smoke", ["many"], {"many": many})).axes
+    assert len({pieces[0].get_facecolor() for pieces in shares.containers}) == 12
 
 
 # Learning --------------------------------------------------------------------------------------------------------
