@@ -30,7 +30,6 @@ MENDED = {
 }
 OTHERS = {"etpo_residual": "ETPO, residual reading of Q"}
 FLOOR = 1e-3  # of the logarithmic axis
-_MARKERS = "os^vDPX"  # of variants in turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +154,13 @@ def _draw(axes: Axes, data: Regrets, variants: Sequence[str], look: Callable[[in
     for place, variant in enumerate(variants):
         rows = data.reported[data.reported["variant"] == variant]
         mean = rows.groupby("update")["regret"].mean().clip(lower=FLOOR)
-        line: dict[str, Any] = look(place, variant) | {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4}
-        axes.plot(mean.index, mean, markevery=(2 * place, 2 * len(_MARKERS)), **line)
+        marker = plotting.MARKERS[place % len(plotting.MARKERS)]
+        line = look(place, variant) | {"marker": marker, "markersize": 4}
+        axes.plot(mean.index, mean, markevery=(2 * place, 2 * len(plotting.MARKERS)), **line)
         end = data.final.loc[variant].clip(lower=FLOOR)
         x = last * (1.05 + 0.04 * place)  # beside one another, so that no range hides another
         axes.plot([x, x], [end["min"], end["max"]], color=line["color"], linewidth=2.4, solid_capstyle="butt")
-        axes.plot([x], [end["mean"]], marker=line["marker"], markersize=4, color=line["color"])
+        axes.plot([x], [end["mean"]], marker=marker, markersize=4, color=line["color"])
     axes.set_xticks(np.linspace(0, last, 4))
     axes.set_yscale("log")
     axes.set_xlabel("update")
