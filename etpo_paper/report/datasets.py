@@ -7,9 +7,11 @@ leaves beside each table.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -20,9 +22,6 @@ from etpo_paper.data.tasks import TASKS
 from etpo_paper.report import notebook, plotting
 from etpo_paper.report.names import DAGGER, STAND_IN_NOTE, task_label
 from etpo_paper.report.tables import Table
-
-# Classes of a data set, in order: shades that differ in lightness.
-CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8A8A8A")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +114,29 @@ def table(data: DataSets) -> Table:
 
 
 def figure(data: DataSets) -> Figure:
-    """Size and balance of the tables: each bar is a table, each piece of it a class."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    names = list(data.prepared)[::-1]
-    for position, name in enumerate(names):
-        left = 0
-        for place, count in enumerate(data.prepared[name]["class_counts"]):
-            axes.barh(position, count, left=left, color=CLASS_COLOURS[place], edgecolor="white")
-            left += count
-    axes.set_yticks(range(len(names)), [task_label(name, data.stand_ins.get(name)) for name in names])
-    axes.set_xlabel("rows, by class")
-    axes.grid(axis="y", visible=False)
-    plotting.footnote(figure, [STAND_IN_NOTE] if data.stand_ins else [])
+    """Size and balance of the tables, a row for each: its number of rows, and the share of each class in them."""
+    names = list(data.prepared)
+    by_class = zip_longest(*(data.prepared[name]["class_counts"] for name in names), fillvalue=0)
+    counts = np.array(list(by_class), float).T
+    sizes, most = counts.sum(axis=1), counts.shape[1]
+    found = counts / sizes[:, None]
+    shades = plt.get_cmap("cividis")  # from dark to light, for as many classes as there are
+    size = (plotting.PAGE_WIDTH, 1.0 + 0.19 * len(names))
+    figure, (rows, shares) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=[1, 1.6])
+    rows.semilogx(sizes, range(len(names)), "o", color="black", markersize=4)
+    rows.xaxis.set_major_formatter("{x:,.0f}")
+    for place in range(most):
+        look = {"color": shades(place / max(1, most - 1)), "edgecolor": "white", "linewidth": 0.5}
+        left = found[:, :place].sum(axis=1)
+        shares.barh(range(len(names)), found[:, place], left=left, label=f"{place + 1}", **look)
+    rows.set_yticks(range(len(names)), [task_label(name, data.stand_ins.get(name)) for name in names])
+    rows.set_ylim(len(names) - 0.5, -0.5)
+    rows.set_xlabel("rows")
+    shares.set_xlabel("share of rows")
+    shares.set_xlim(0, 1)
+    shares.grid(axis="y", visible=False)
+    figure.tight_layout()
+    shares.legend(title="class", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=most, handlelength=1.5)
+    meaning = "Classes are numbered in the sorted order of their labels."
+    plotting.footnote(figure, [meaning, STAND_IN_NOTE if data.stand_ins else ""])
     return figure

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -92,11 +93,11 @@ def figure(data: Regrets) -> Figure:
     """Regret over updates: the methods on the left, the released update as it is mended on the right."""
     shades = plt.get_cmap("viridis")
     mended = [variant for variant in MENDED if variant in data.final.index]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(plotting.PAGE_WIDTH, 4.2), sharey=True)
-    _draw(left, data.reported, data.methods, lambda place, variant: plotting.line(variant))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(plotting.PAGE_WIDTH, 4.4), sharey=True)
+    _draw(left, data, data.methods, lambda place, variant: plotting.line(variant))
     _draw(
         right,
-        data.reported,
+        data,
         mended,
         lambda place, variant: {
             "color": shades(place / len(MENDED)),
@@ -106,11 +107,15 @@ def figure(data: Regrets) -> Figure:
     )
     left.set_title("methods")
     right.set_title("the released update, mended")
-    left.set_ylabel("regret V* - V$^π$")
+    left.set_ylabel("regret V* - V$^π$, in units of reward")
     figure.tight_layout()
     figure.tight_layout()  # again: the legends hang relative to the height that the first call gave the panels
-    bands = "Lines: means over the worlds; bands: from the best to the worst world."
-    plotting.footnote(figure, [bands, *data.notes])
+    meaning = (
+        "Lines are means over the worlds. To the right of them is the regret over the last tenth of the updates: "
+        "a mark for its mean, and a bar from the best to the worst world."
+    )
+    mending = "Each variant on the right also has the changes of those above it." if mended else ""
+    plotting.footnote(figure, [meaning, mending, *data.notes])
     return figure
 
 
@@ -144,15 +149,21 @@ def table(data: Regrets) -> Table:
     return Table(numbers, caption, shown, data.notes)
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, variants: Sequence[str], look: Callable[[int, str], dict[str, Any]]) -> None:
+def _draw(axes: Axes, data: Regrets, variants: Sequence[str], look: Callable[[int, str], dict[str, Any]]) -> None:
+    last = int(data.reported["update"].max())
     for place, variant in enumerate(variants):
-        of_update = rows[rows["variant"] == variant].groupby("update")["regret"]
-        shown = of_update.agg(["mean", "min", "max"]).clip(lower=FLOOR)
-        line = look(place, variant)
-        axes.plot(shown.index, shown["mean"], **line)
-        axes.fill_between(shown.index, shown["min"], shown["max"], color=line["color"], alpha=0.12, linewidth=0)
+        rows = data.reported[data.reported["variant"] == variant]
+        mean = rows.groupby("update")["regret"].mean().clip(lower=FLOOR)
+        marker = plotting.MARKERS[place % len(plotting.MARKERS)]
+        line = look(place, variant) | {"marker": marker, "markersize": 4}
+        axes.plot(mean.index, mean, markevery=(2 * place, 2 * len(plotting.MARKERS)), **line)
+        end = data.final.loc[variant].clip(lower=FLOOR)
+        x = last * (1.05 + 0.04 * place)  # beside one another, so that no range hides another
+        axes.plot([x, x], [end["min"], end["max"]], color=line["color"], linewidth=2.4, solid_capstyle="butt")
+        axes.plot([x], [end["mean"]], marker=marker, markersize=4, color=line["color"])
+    axes.set_xticks(np.linspace(0, last, 4))
     axes.set_yscale("log")
-    axes.set_xlabel("updates")
+    axes.set_xlabel("update")
     axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), borderaxespad=0.0)
 
 

@@ -7,11 +7,13 @@ called "base" there, and "reference" is the model that every method starts from.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from etpo_paper.data.corpora import CORPORA
 from etpo_paper.report import notebook, plotting, results
@@ -143,25 +145,32 @@ def untrained(data: Perplexities) -> pd.DataFrame:
 
 
 def figure(data: Perplexities) -> Figure:
-    """The change of perplexity of each run, a panel for each text; a short line is the mean of a method."""
-    figure, panels = plt.subplots(1, len(CORPORA), figsize=(9, 2.8), sharey=True)
+    """The change of perplexity of each run, a panel for each text and a row for each method, with the method's mean."""
+    height = 0.9 + 0.32 * max(1, len(data.methods))
+    figure, panels = plt.subplots(1, len(CORPORA), figsize=(plotting.PAGE_WIDTH, height), sharex=True, sharey=True)
     means = data.changes.set_index(["method", "corpus"])["change"]
     for axes, name in zip(panels, CORPORA, strict=True):
-        for place, method in enumerate(data.methods):
+        axes.axvline(0, color="black", linewidth=0.8)
+        for row, method in enumerate(data.methods):
             if (method, name) not in means:
                 continue
             runs = data.runs[(data.runs["method"] == method) & (data.runs["corpus"] == name)]
             values = 100 * runs["change"].to_numpy(float)
-            beside = 0.25 * (np.arange(len(values)) - (len(values) - 1) / 2) / max(1, len(values) - 1)
-            axes.plot(place + beside, values, "o", markersize=4, color=plotting.colour(method), alpha=0.7)
-            axes.plot([place - 0.3, place + 0.3], [100 * means[method, name]] * 2, color=plotting.colour(method))
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xlim(-0.6, max(1, len(data.methods)) - 0.4)
-        axes.set_xticks(range(len(data.methods)), [label(method) for method in data.methods], rotation=30, ha="right")
+            beside = 0.5 * (np.arange(len(values)) - (len(values) - 1) / 2) / max(1, len(values) - 1)
+            look: dict[str, Any] = {"color": plotting.colour(method), "alpha": 0.7, "markeredgewidth": 0, "zorder": 3}
+            axes.plot(values, row + beside, "o", markersize=3.5, **look)
+            axes.plot([100 * means[method, name]] * 2, [row - 0.38, row + 0.38], color="black", linewidth=1.2)
         axes.set_title(data.titles[name])
-    panels[0].set_ylabel("change of perplexity, %")
+    panels[0].set_yticks(range(len(data.methods)), [label(method) for method in data.methods])
+    panels[0].set_ylim(max(1, len(data.methods)) - 0.5, -0.5)
+    panels[0].xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    panels[1].set_xlabel("change of perplexity by training, %")
     figure.tight_layout()
-    plotting.footnote(figure, data.notes)
+    meaning = (
+        "A dot is the policy of one run; a bar is the perplexity at the mean log-likelihood of a method's runs. "
+        "Right of 0 the text is predicted worse than before training."
+    )
+    plotting.footnote(figure, [meaning if data.methods else "", *data.notes])
     return figure
 
 

@@ -55,6 +55,7 @@ _LINES: dict[str, Any] = {
     "etpo_action_level": (0, (7, 2)),
 }
 DASHES = ["-", (0, (5, 1.5)), (0, (1.5, 1))]  # of variants in turn, for print in black and white
+MARKERS = "os^vDPX"  # of variants in turn, where lines meet
 _OTHER_COLOUR = "#7B3294"
 PAGE_WIDTH = 5.5  # inches, of a column of text
 _CHARACTERS_AN_INCH = 17  # of a footnote, roughly

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.base import ClassifierMixin, TransformerMixin
 
 from etpo_paper.environment.prompts import program
-from etpo_paper.report import notebook, plotting, results
-from etpo_paper.report.names import label, task_label
+from etpo_paper.report import notebook, plotting, results, statistics
+from etpo_paper.report.names import counted, label, task_label
 from etpo_paper.report.results import LATE, period
 from etpo_paper.report.tables import Table
 
@@ -40,11 +42,12 @@ METHODS = ("ppo_kl", "etpo", "etpo_memory")
 PANELS = {
     "ran": "share that runs",
     "parses": "share that is Python",
-    "lines": "lines",
-    "families": "families of classifiers",
-    "preprocessing": "share with preprocessing",
+    "lines": "lines per program",
+    "families": "families of classifiers\nper program",
+    "preprocessing": "share with\npreprocessing",
     "pipeline": "share with a pipeline",
 }
+_FROM_ZERO = ("ran", "preprocessing", "pipeline", "distinct")
 _COLUMNS = 3  # panels side by side
 
 
@@ -246,27 +249,42 @@ def answer(data: Styles) -> str:
     )
 
 
-def complexity_figure(data: Styles) -> Figure:
-    """The measures over training, a panel for each, and the share of distinct programs in a batch."""
-    figure, grid = plt.subplots(2, 4, figsize=(11, 4.6), sharex=True)
-    for axes, (name, title) in zip(grid.flat, PANELS.items(), strict=False):
-        for method in data.methods:
-            curve = data.samples[data.samples["method"] == method].groupby("update")[name].mean()
-            axes.plot(curve.index + 1, curve.to_numpy(float), **plotting.line(method))
-        axes.set_title(title)
-    for method in data.methods:
-        distinct = _distinct_programs(data.steps[data.steps["method"] == method])
-        grid.flat[6].plot(distinct.index + 1, distinct.to_numpy(float), **plotting.line(method))
-    grid.flat[6].set_title("distinct programs in a batch")
-    grid.flat[7].set_axis_off()
-    for axes in [*grid[1, :3], grid[0, 3]]:
-        plotting.whole_numbers(axes)
+def complexity_figure(data: Styles, generator: np.random.Generator) -> Figure:
+    """The measures over training, a panel for each, and the share of distinct programs in a batch.
+
+    Args:
+        data: what the notebook shows.
+        generator: source of the random numbers for the intervals.
+    """
+    height = 1.55 * 3 + 0.2
+    figure, grid = plt.subplots(3, _COLUMNS, figsize=(plotting.PAGE_WIDTH, height), sharex=True)
+    by_batch = [*results.KEYS, "update"]
+    kept = data.samples.astype(dict.fromkeys(PANELS, float)).groupby(by_batch, as_index=False)[list(PANELS)].mean()
+    drawn = {name: (kept, text) for name, text in PANELS.items()}
+    drawn["distinct"] = (_distinct_programs(data.steps), "share of distinct\nprograms")
+    tasks = results.common_tasks(kept, data.methods)
+    for axes, (name, (frame, text)) in zip(grid.flat, drawn.items(), strict=False):
+        curves = statistics.aggregate_curves(frame, "update", name, data.methods, tasks, generator)
+        plotting.draw_curves(axes, plotting.counting(curves), curves)
+        axes.set_ylabel(text)
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel("update")
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    grid.flat[7].legend(handles, names, loc="center")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if name in _FROM_ZERO:
+            axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # a line at 0 is seen whole
+    used, unused = list(grid.flat[: len(drawn)]), grid.flat[len(drawn) :]
+    for axes in unused:
+        axes.set_axis_off()
+    plotting.label_lowest(used, _COLUMNS, "update")
     figure.tight_layout()
-    plotting.footnote(figure, data.notes)
+    plotting.legend_above(figure, used[:1])
+    plotting.footnote(
+        figure,
+        [
+            f"{_kept(data)} The share of distinct programs is of all programs of a batch.",
+            _about_lines(data, "tasks and seeds"),
+            *data.notes,
+        ],
+    )
     return figure
 
 
@@ -287,24 +305,32 @@ def complexity_table(data: Styles) -> Table:
     return Table(numbers, caption, shown, data.notes, digits=2)
 
 
-def emergence(data: Styles) -> tuple[Figure, Table]:
-    """How the winning construction of each task emerged: its share update by update, and when it first appeared."""
-    figure, used = plotting.panels(len(data.tasks), _COLUMNS, 3.3, 2.4, "share of samples")
+def emergence(data: Styles, generator: np.random.Generator) -> tuple[Figure, Table]:
+    """How the winning construction of each task emerged: its share update by update, and when it first appeared.
+
+    Args:
+        data: what the notebook shows.
+        generator: source of the random numbers for the intervals.
+    """
+    beside = min(2, len(data.tasks))
+    width = (plotting.PAGE_WIDTH - 0.4) / beside
+    figure, used = plotting.panels(len(data.tasks), beside, width, 1.9, "share of programs")
     rows: list[dict[str, object]] = []
     for axes, task in zip(used, data.tasks, strict=True):
         on_task = data.own[data.own["task"] == task]
         winner = winning_construction(on_task)
-        axes.set_title(data.task_label(task))
+        axes.set_title(f"{data.task_label(task)}\n{winner or 'no program ran'}")
         if winner is None:
-            axes.text(0.5, 0.5, "nothing ran", transform=axes.transAxes, ha="center")
             rows.append({"task": task, "construction": None})
             continue
+        won = on_task.assign(share=(on_task["construction"] == winner).astype(float))
+        by_run = won.groupby([*results.KEYS, "update"])["share"].mean().reset_index()
+        curves = statistics.aggregate_curves(by_run, "update", "share", [data.main], [task], generator)
+        plotting.draw_curves(axes, plotting.counting(curves), curves)
         share = share_of_construction(on_task, winner)
         first = share.loc[share["share"] > 0].iloc[0]
-        axes.plot(share["update"] + 1, share["share"], color=plotting.colour(data.main))
-        axes.plot(first["update"] + 1, first["share"], "x", color="black")
+        axes.plot(first["update"] + 1, first["share"], "x", color="black", zorder=3, label="first such program")
         plotting.whole_numbers(axes)
-        axes.set_xlabel(f"update\n{winner}", fontsize=7)
         begin, end = (float((part["construction"] == winner).mean()) for part in _first_and_last(on_task).values())
         rows.append(
             {
@@ -315,9 +341,19 @@ def emergence(data: Styles) -> tuple[Figure, Table]:
                 "share_last_fifth": end,
             }
         )
-    used[0].set_ylim(bottom=0)  # for all panels, because they share the axis
+    used[0].set_ylim(-0.03, 1.03)  # for all panels, because they share the axis
+    plotting.label_lowest(used, beside, "update")
     figure.tight_layout()
-    plotting.footnote(figure, data.notes)
+    plotting.legend_above(figure, used)
+    plotting.footnote(
+        figure,
+        [
+            f"Below the name of each task: the estimators that {label(data.main)}'s programs call most often, "
+            "of those that ran in the last fifth of training.",
+            f"{_kept(data)} {_about_lines(data, 'seeds')}",
+            *data.notes,
+        ],
+    )
 
     columns = ["task", "construction", "first_update", "share_first_batch", "share_last_fifth"]
     numbers = pd.DataFrame(rows, columns=columns).astype({"first_update": "Int64"})
@@ -363,12 +399,25 @@ def _first_and_last(samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"first batch": samples[samples["update"] == 0], "last fifth": samples[samples["when"] == LATE]}
 
 
-def _distinct_programs(steps: pd.DataFrame) -> pd.Series:
-    """The share of different texts among all programs of a batch, by update; mean over tasks and seeds."""
-    batches = steps.groupby(["task", "seed", "update"])["code_hash"]
+def _kept(data: Styles) -> str:
+    """How many programs the measures are of, in a sentence."""
+    kept = data.samples.groupby([*results.KEYS, "update"]).size().max()
+    return f"Measured are the {counted(kept, 'program')} that a run keeps of each batch."
+
+
+def _about_lines(data: Styles, over: str) -> str:
+    """What the lines and bands of a figure are, in a sentence; `over` says what the lines are means over."""
+    if (data.samples.groupby(["method", "task"])["seed"].nunique() > 1).any():
+        return f"Lines are means over {over}, and bands their 95 % intervals from a bootstrap over seeds."
+    return f"Lines are means over {over}; there is one seed, hence no interval."
+
+
+def _distinct_programs(steps: pd.DataFrame) -> pd.DataFrame:
+    """The share of different texts among all programs of a batch: columns method, task, seed, update and distinct."""
+    batches = steps.groupby([*results.KEYS, "update"])["code_hash"]
     # A last batch that was cut short is left out: fewer programs can be alike there.
     whole = batches.size() == batches.size().max()
-    return (batches.nunique() / batches.size())[whole].groupby("update").mean()
+    return (batches.nunique() / batches.size())[whole].rename("distinct").reset_index()
 
 
 def _calls(statement: ast.stmt) -> list[str]:

@@ -367,26 +367,31 @@ def test_style_before_and_after_training(root):
 
 
 def test_complexity_has_a_panel_for_each_measure_and_one_for_distinct_programs(root):
-    figure = style.complexity_figure(style.load("smoke"))
-    assert [axes.get_title() for axes in figure.axes] == [*style.PANELS.values(), "distinct programs in a batch", ""]
+    figure = style.complexity_figure(style.load("smoke"), rng())
+    labels = [*style.PANELS.values(), "share of distinct\nprograms", "", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
     hashes = [
         [part["code_hash"].nunique() / len(part) for _, part in run.groupby("update")] for run in every(root, "etpo")
     ]
     drawn = figure.axes[6].get_lines()[1]
     assert drawn.get_label() == "ETPO"
     np.testing.assert_allclose(drawn.get_ydata(), np.mean(hashes, axis=0))
+    assert all(len(axes.collections) == 2 for axes in figure.axes[:7]), "a band for each method"
+    assert "4 programs that a run keeps" in figure.texts[0].get_text()
 
 
 def test_the_winning_construction_and_the_code_itself(root):
     data = style.load("smoke")
-    figure, table = style.emergence(data)
-    assert [axes.get_title() for axes in figure.axes] == ["balance-scale", "kidney-stone†"]
+    figure, table = style.emergence(data, rng())
+    winners = table.numbers["construction"]
+    titles = [f"balance-scale\n{winners[0]}", f"kidney-stone†\n{winners[1]}"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     row = table.numbers.iloc[0]
     own = data.own[data.own["task"] == "balance-scale"]
     assert row["construction"] == style.winning_construction(own)
     late = own[own["update"] == 4]
     assert row["share_last_fifth"] == pytest.approx((late["construction"] == row["construction"]).mean())
-    assert figure.axes[0].get_ylim()[0] == 0 and row["construction"] in figure.axes[0].get_xlabel()
+    assert figure.axes[0].get_lines()[0].get_ydata()[-1] == pytest.approx(row["share_last_fifth"])
 
     codes = style.codes(data)
     assert codes.numbers[["task", "when"]].to_numpy().tolist() == [
@@ -403,9 +408,9 @@ def test_a_task_on_which_nothing_ran_says_so(other):
     path = other / "results/smoke/etpo/balance-scale/seed0/samples.jsonl"
     rows = [json.loads(line) | {"status": "timeout"} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figure, table = style.emergence(style.load("smoke"))
+    figure, table = style.emergence(style.load("smoke"), rng())
     assert table.cells().loc[0].tolist() == ["balance-scale", "–", "–", "–", "–"]
-    assert figure.axes[0].texts[0].get_text() == "nothing ran"
+    assert figure.axes[0].get_title() == "balance-scale\nno program ran"
 
 
 # Credit ----------------------------------------------------------------------------------------------------------
@@ -530,12 +535,19 @@ def test_data_sets_as_in_the_paper_and_as_prepared(root):
     note = json.loads((root / "data/tables/diabetes.json").read_text())
     assert shown.loc["diabetes", "Rows"] == str(note["rows"])
     assert shown.loc["diabetes", "Rows of each class"] == "/".join(map(str, note["class_counts"]))
-    (axes,) = datasets.figure(data).axes
-    ends = {}
-    for bar in axes.patches:
-        ends[bar.get_y()] = max(ends.get(bar.get_y(), 0), bar.get_x() + bar.get_width())
-    assert sorted(ends.values()) == sorted(note["rows"] for note in data.prepared.values())
-    assert axes.get_yticklabels()[-1].get_text() == table.cells()["Task"][0]
+    rows, shares = datasets.figure(data).axes
+    sizes = [note["rows"] for note in data.prepared.values()]
+    assert rows.get_lines()[0].get_xdata().tolist() == sizes
+    balance = list(data.prepared).index("balance-scale")
+    widths = [pieces[balance].get_width() for pieces in shares.containers]
+    assert widths == pytest.approx([56 / 125, 10 / 125, 59 / 125, 0])
+    assert rows.get_yticklabels()[0].get_text() == table.cells()["Task"][0]
+
+
+def test_a_table_of_many_classes_has_a_shade_for_each(root):
+    many = {"class_counts": [5] * 12, "rows": 60, "stand_in": None}
+    _, shares = datasets.figure(datasets.DataSets("smoke", ["many"], {"many": many})).axes
+    assert len({pieces[0].get_facecolor() for pieces in shares.containers}) == 12
 
 
 # Learning --------------------------------------------------------------------------------------------------------
@@ -552,8 +564,12 @@ def test_regret_by_variant(root):
     assert table.cells()["Variant"].tolist() == ["PPO-KL", "Released code", "ETPO", "Released + policy's loss under π"]
     assert f"ETPO {expected:.3f}" in learning.answer(data)
     left, right = learning.figure(data).axes
-    assert lines(left) == ["PPO-KL", "Released code", "ETPO"]
-    assert lines(right) == ["as it stands", "+ policy's loss under π"]
+    assert left.get_legend_handles_labels()[1] == ["PPO-KL", "Released code", "ETPO"]
+    assert right.get_legend_handles_labels()[1] == ["as it stands", "+ policy's loss under π"]
+    etpo, bar, mark = left.get_lines()[6:]
+    assert etpo.get_label() == "ETPO" and bar.get_xdata()[0] > etpo.get_xdata().max()
+    assert bar.get_ydata() == pytest.approx(rows.loc["etpo", ["least", "most"]].astype(float))
+    assert mark.get_ydata() == pytest.approx([expected])
 
 
 def test_a_variant_without_a_label_is_shown_by_its_name(other):
@@ -661,10 +677,10 @@ def test_perplexities_before_and_after(root):
         title, "ETPO", "2", "100", "20.12", "10.00 → 10.99", "+9.89%", "+5.00%, +15.00%",
     ]  # fmt: skip
     panel = next(axes for axes in perplexity.figure(data).axes if axes.get_title() == title)
-    dots, mean, zero = panel.get_lines()
-    assert dots.get_ydata() == pytest.approx([5.0, 15.0]) and dots.get_xdata() == pytest.approx([-0.125, 0.125])
+    zero, dots, mean = panel.get_lines()
+    assert dots.get_xdata() == pytest.approx([5.0, 15.0]) and dots.get_ydata() == pytest.approx([-0.25, 0.25])
     both = 100 * (np.sqrt(1.05 * 1.15) - 1)  # the mean is of the log-likelihoods
-    assert mean.get_ydata() == pytest.approx([both, both]) and list(zero.get_ydata()) == [0, 0]
+    assert mean.get_xdata() == pytest.approx([both, both]) and list(zero.get_xdata()) == [0, 0]
 
 
 def test_perplexities_without_trained_policies(root):
