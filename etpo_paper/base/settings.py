@@ -443,7 +443,8 @@ def _resolved(kind: type[D], values: dict[str, Any], origin: dict[Loc, Place]) -
             values = values | {"methods": {name: _method(name, s, origin) for name, s in sections.items()}}
         settings = kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A mistyped name comes first: the name that was meant is missing then, and the advice to add it would mislead.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         loc, place = first["loc"], _place(first["loc"], origin)
         if first["type"] == "extra_forbidden":
             what = "setting" if len(loc) > 1 else "section"

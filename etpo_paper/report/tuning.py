@@ -257,9 +257,12 @@ def load(scale: str, generator: np.random.Generator) -> Tuning:
         generator: source of the random numbers for the standard errors.
 
     Raises:
-        UserError: no variant has a finished run; the message says how to make them.
+        UserError: the scale is no round of tuning, or no variant has a finished run; the message says how to make them.
     """
     settings = load_settings(scale)
+    if "perplexity" in settings.named:  # as in pipeline/select.py: a round of tuning only trains
+        rounds = ", ".join(name for name, file in scales().items() if file != "params.yaml")
+        raise UserError(f"scale {scale} compares methods and is no round of tuning; choose one of: {rounds}")
     counts = planned(settings)["method"].value_counts()
     methods = [method for method in METHODS if method in counts]
     known = variants(results.load_cards(scale), settings)

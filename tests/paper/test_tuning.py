@@ -177,7 +177,8 @@ def tuning_root(tmp_path):
     methods["etpo_x"] = {**methods["etpo"], "method": "etpo", "policy_lr": 0.0125, "lam": 0.5}
     methods["ppo_kl_x"] = {**methods["ppo_kl"], "method": "ppo_kl", "clip": 0.75}
     planned = ["etpo", "etpo_x", "ppo_kl", "ppo_kl_x", "reflection"]
-    params["scales"]["tuning"] = params["scales"]["smoke"] | {"methods": planned, "tasks": ["breast-w"], "seeds": [0]}
+    only_trains = {key: value for key, value in params["scales"]["smoke"].items() if key != "perplexity"}
+    params["scales"]["tuning"] = only_trains | {"methods": planned, "tasks": ["breast-w"], "seeds": [0]}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
     names = ("etpo", "ppo_kl", "reflection")
@@ -269,6 +270,14 @@ def test_scores_are_shown_task_by_task_where_there_are_several(made):
     assert etpo["runs"] == 2 and table.caption.endswith(
         "on breast-w, diabetes: mean reward, share of programs that run, KL in nats."
     )
+
+
+@pytest.mark.parametrize("scale", ["laptop", "study"])
+def test_a_scale_that_reports_results_is_no_round_of_tuning(scale):
+    rounds = "tuning, retuning, starts, factors, batches, toy_tuning"
+    message = f"scale {scale} compares methods and is no round of tuning; choose one of: {rounds}"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        tuning.load(scale, rng())
 
 
 def test_a_scale_without_runs_says_what_to_run(tmp_path, monkeypatch):

@@ -235,6 +235,14 @@ MISTAKES = [
     (lambda p: p.pop("sandbox"), "sandbox is missing; add it to params.yaml or restore the file from git"),
     (lambda p: p["sandbox"].pop("workers"), "sandbox.workers is missing; add it to params.yaml or restore the file .*"),
     (lambda p: p.update(sandbx={}), "unknown section 'sandbx' in params.yaml; did you mean 'sandbox'? choose one .*"),
+    (
+        lambda p: p.update(trainning=p.pop("training")),
+        "unknown section 'trainning' in params.yaml; did you mean 'training'? choose one .*",
+    ),
+    (
+        lambda p: p["sandbox"].update(memry_mb=p["sandbox"].pop("memory_mb")),
+        "unknown setting 'memry_mb' in sandbox of params.yaml; did you mean 'memory_mb'? .*",
+    ),
     (lambda p: p.update(studies="tuning"), "studies: got 'tuning', expected a list of folders in studies/; change .*"),
     (top("sandbox", memory=512), "unknown setting 'memory' in sandbox of params.yaml; did you mean 'memory_mb'? .*"),
     (top("sandbox", cpu_seconds=0), "sandbox.cpu_seconds: got 0, expected more than 0; change it in params.yaml"),
