@@ -22,7 +22,7 @@ from etpo_paper.base.settings import load_settings
 from etpo_paper.report import claims, notebook, results
 from pipeline import entry
 
-COMPARED = {".csv", ".md", ".tex", ".png"}
+COMPARED = {".csv", ".md", ".tex", ".png", ".pdf"}
 WORKERS = 2
 
 

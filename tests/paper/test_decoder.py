@@ -273,10 +273,11 @@ def test_sampled_sequences_have_the_right_distribution(temperature, top_k, guess
     for i, prompt in enumerate(prompts):
         counts = Counter(s.tokens for s in sampled[i * count : (i + 1) * count])
         expected = []
-        for sequence in sequences:
-            with torch.no_grad():
-                logits = model(torch.tensor([[*prompt, *sequence]])).logits[0, len(prompt) - 1 : -1]
-            steps = by_hand(logits, temperature, top_k)
+        padded = [[*prompt, *sequence, *[0] * (limit - len(sequence))] for sequence in sequences]
+        with torch.no_grad():
+            all_logits = model(torch.tensor(padded)).logits[:, len(prompt) - 1 : -1]
+        for sequence, logits in zip(sequences, all_logits, strict=True):
+            steps = by_hand(logits[: len(sequence)], temperature, top_k)
             expected.append(steps.gather(-1, torch.tensor(sequence)[:, None]).sum().exp().item() * count)
         assert sum(expected) == pytest.approx(count, rel=1e-5)
         assert not {s for s, e in zip(sequences, expected, strict=True) if e == 0} & set(counts)
