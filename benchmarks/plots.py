@@ -34,6 +34,7 @@ COLOURS = {
     "own dueling": "#009E73",
     "measured": "#D55E00",
 }
+DASHES = {"policy loss": plotting.DASHES[1], "own dueling": plotting.DASHES[2]}  # the curves of the two meet
 MARKS = {"statistics": "o", "policy loss": "s", "dueling": "^", "own dueling": "v", "measured": "o"}
 
 
@@ -47,7 +48,8 @@ def curve(axes: Axes, name: str, sizes: Sequence[float], costs: Sequence[float])
     """Draws a measured cost over size, both logarithmic, and the line of slope 1 through its last point."""
     axes.loglog([sizes[0], sizes[-1]], [costs[-1] * sizes[0] / sizes[-1], costs[-1]], color="#AAAAAA", linewidth=1)
     label = f"{name}: slope {exponent(list(sizes), list(costs)):.2f}"
-    axes.loglog(sizes, costs, color=COLOURS[name], marker=MARKS[name], markersize=4, label=label)
+    look = {"color": COLOURS[name], "marker": MARKS[name], "linestyle": DASHES.get(name, "-")}
+    axes.loglog(sizes, costs, markersize=4, label=label, **look)
 
 
 def finish(axes: Axes, sizes: Sequence[int], x: str, y: str) -> None:
@@ -61,12 +63,12 @@ def finish(axes: Axes, sizes: Sequence[int], x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.plot([], [], color="#AAAAAA", linewidth=1, label="slope 1")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), borderaxespad=0.0)
 
 
 def head(rows: list[dict[str, str]]) -> Figure:
     """Cost of the head over the vocabulary and over positions."""
-    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
+    figure, both = plt.subplots(1, 2, figsize=(plotting.PAGE_WIDTH, 3.6))
     # CPU time if the table has it: other work on the machine disturbs it least.
     cost = "cpu_ms_min" if "cpu_ms_min" in rows[0] else "ms_min"
     for axes, over in zip(both, ("vocabulary", "positions"), strict=True):
@@ -77,8 +79,12 @@ def head(rows: list[dict[str, str]]) -> Figure:
         other = "positions" if over == "vocabulary" else "vocabulary"
         fixed = f"{int(of_axis[0][other]):,} {'tokens' if other == 'vocabulary' else 'positions'}"
         x = f"{'tokens of the vocabulary' if over == 'vocabulary' else 'positions'} ({fixed})"
-        finish(axes, [int(row[over]) for row in of_axis], x, "CPU ms" if cost.startswith("cpu") else "ms")
-    return figure
+        finish(axes, [int(row[over]) for row in of_axis], x, "CPU time, ms" if cost.startswith("cpu") else "time, ms")
+    workloads = (
+        "Statistics are KL[π‖ρ] and log π of the tokens, policy loss is the loss with its gradient, dueling is both "
+        "losses of ETPO with their gradients, and own dueling is the same for a policy that has the critic's weights."
+    )
+    return _finished(figure, ["Each point is the fastest of several calls.", workloads])
 
 
 def rollout(rows: list[dict[str, str]]) -> Figure:
@@ -92,15 +98,31 @@ def update(rows: list[dict[str, str]]) -> Figure:
 
 
 def _pair(rows: list[dict[str, str]], count: str, length: str, cost: str, limit: str | None) -> Figure:
-    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
+    figure, both = plt.subplots(1, 2, figsize=(plotting.PAGE_WIDTH, 3.6))
     for axes, over, other in zip(both, (count, length), (length, count), strict=True):
         own = sorted((row for row in rows if row["over"] == over), key=lambda row: int(row[over]))
         sizes = [int(row[over]) for row in own]
         curve(axes, "measured", sizes, [float(row[cost]) for row in own])
         if limit:
-            axes.loglog(sizes, [float(row[limit]) for row in own], color="black", linestyle=":", label="limit")
+            axes.loglog(sizes, [float(row[limit]) for row in own], color="black", linestyle=":", label="lower limit")
         fixed = f"{own[0][other]} {'tokens each' if over == count else count}"
-        finish(axes, sizes, f"{count if over == count else 'tokens of an action'} ({fixed})", "CPU s, one thread")
+        size = count if over == count else "tokens of an action"
+        finish(axes, sizes, f"{size} ({fixed})", "CPU time on one thread, s")
+    return _finished(
+        figure, ["The dotted line is an estimate of the least time that the machine needs."] if limit else []
+    )
+
+
+def _finished(figure: Figure, notes: Sequence[str]) -> Figure:
+    """Arranges the panels of a figure, and writes below what its lines are."""
+    figure.tight_layout()
+    figure.tight_layout()  # again: the legends hang relative to the height that the first call gave the panels
+    meaning = (
+        "Both axes are logarithmic. A slope is that of log cost over log size, by least squares; a grey line is a cost "
+        "in proportion to size."
+    )
+    model = "The hidden size is that of SmolLM2-135M, which stands in for CodeLlama-7B."
+    plotting.footnote(figure, [meaning, *notes, model])
     return figure
 
 

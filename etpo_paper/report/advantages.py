@@ -26,11 +26,13 @@ class Cosines:
         rows: see `results.load_gradients`.
         batch: actions of a batch.
         model: the model that wrote the actions.
+        draws: batches that the means are over, None if the scale does not say how many.
     """
 
     rows: pd.DataFrame
     batch: int
     model: str
+    draws: int | None
 
     @property
     def alike(self) -> dict[Any, Any]:
@@ -47,6 +49,16 @@ class Cosines:
         """How many actions give the direction that batches are compared with."""
         return int(self.alike["actions"]) // 3
 
+    @property
+    def note(self) -> str:
+        """Whose actions these are."""
+        alike = self.alike
+        model = self.model if self.model == "codellama" else f"{self.model}, a stand-in for CodeLlama-7B"
+        return (
+            f"{int(alike['actions'])} actions of the untrained model ({model}) on {alike['task']}, a task on "
+            "which settings are chosen and nothing is reported."
+        )
+
 
 def load(scale: str) -> Cosines:
     """Reads the cosines of a scale.
@@ -59,7 +71,8 @@ def load(scale: str) -> Cosines:
         command = f"python -m pipeline.gradients --scale {scale}"
         raise UserError(f"evaluations/{scale}/gradients.csv is not there; make it: {command}")
     settings = load_settings(scale)
-    return Cosines(rows, settings.training.environments * settings.training.steps_per_update, settings.model)
+    batch = settings.training.environments * settings.training.steps_per_update
+    return Cosines(rows, batch, settings.model, settings.gradients.draws if settings.gradients else None)
 
 
 def answer(data: Cosines) -> str:
@@ -72,17 +85,14 @@ def answer(data: Cosines) -> str:
         f"{alike['error']:.2f}. With a value fitted to {best['known']} other actions and λ = {best['lam']:g}: "
         f"{best['cosine']:.2f} ± {best['error']:.2f}. With λ < 1 and no value yet: at most "
         f"{blind['cosine'].max():.2f}.",
-        [
-            f"{int(alike['actions'])} actions of the untrained model ({data.model}) on {alike['task']}, a task on "
-            "which settings are chosen and nothing is reported."
-        ],
+        [data.note],
     )
 
 
 def figure(data: Cosines) -> Figure:
     """The cosine over λ, a curve for each number of actions that V was fitted to."""
     alike, each = data.alike, data.each
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, axes = plt.subplots(figsize=(plotting.PAGE_WIDTH, 3.6))
     shades = plt.get_cmap("viridis")
     numbers = sorted(each["known"].unique())
     for place, known in enumerate(numbers):
@@ -92,18 +102,20 @@ def figure(data: Cosines) -> Figure:
             rows["cosine"],
             rows["error"],
             color=shades(0.85 * (1 - place / max(1, len(numbers) - 1))),
-            marker="o",
-            markersize=3,
+            marker=plotting.MARKERS[place % len(plotting.MARKERS)],
+            linestyle=plotting.DASHES[place % len(plotting.DASHES)],
+            markersize=4,
             label="V = 0" if known == 0 else f"V fitted to {counted(known, 'action')}",
         )
     axes.axhline(alike["cosine"], color=plotting.colour("ppo_kl"), linestyle="-.", label="all tokens alike")
     ends = alike["cosine"] - alike["error"], alike["cosine"] + alike["error"]
     axes.axhspan(*ends, color=plotting.colour("ppo_kl"), alpha=0.15)
-    axes.set_xlabel("λ")
-    axes.set_ylabel(f"cosine of a batch of {data.batch} actions\nwith {data.compared} others")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_xlabel("λ of the returns inside an action")
+    axes.set_ylabel(f"cosine of a batch of {data.batch} actions\nwith {data.compared} others, mean over batches")
     figure.tight_layout()
-    plotting.footnote(figure, ["Bars and band: one standard error over batches."])
+    plotting.legend_above(figure, [axes])
+    errors = f"Bars and band are one standard error of the mean over {data.draws or 'the'} batches."
+    plotting.footnote(figure, [errors, data.note])
     return figure
 
 

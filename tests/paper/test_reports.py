@@ -643,7 +643,7 @@ def test_cosines_by_number_of_actions_and_lambda(other):
     }  # fmt: skip
     assert table.caption == "Cosine of a batch with 100 other actions; all tokens alike: 0.20."
     (axes,) = advantages.figure(data).axes
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    names = axes.get_legend_handles_labels()[1]
     assert names == ["all tokens alike", "V = 0", "V fitted to 64 actions"]
 
 
