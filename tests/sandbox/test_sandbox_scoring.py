@@ -45,6 +45,41 @@ def test_a_class_missing_from_training_gets_probability_zero(pool):
     assert pool.score(INNOCENT, x, y, [seed]).score == pytest.approx(expected, abs=5.1e-7)
 
 
+FITS = {  # ways to fit a classifier that must earn what `GaussianNB().fit(x, y)` earns
+    "encoded": "GaussianNB().fit(x, LabelEncoder().fit_transform(y))",
+    "text": "GaussianNB().fit(x, y.astype(str))",
+    "float": "GaussianNB().fit(x, y.astype(float))",
+    "other order": "GaussianNB().fit(x, -y)",
+    "words": "GaussianNB().fit(x, np.array(list('zyxwvutsrqponmlk'))[y])",
+    "more classes": "GaussianNB().partial_fit(x, y, classes=np.arange(16))",
+    "objects": "Objects().fit(x, y)",
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("classes", [2, 3, 12], ids="{} classes".format)
+def test_how_a_program_names_the_classes_does_not_change_its_score(pool, classes, fit):
+    rng = np.random.default_rng(5)
+    y = np.repeat(np.arange(classes), 12)
+    y = y[y > 0] if classes == 12 else y  # labels 1 … 11, in which the order of the text is another
+    if classes == 3:
+        y = np.r_[0, y[y > 0]]  # the class 0 is in one half only
+    x = rng.normal(size=(len(y), 2)) + np.c_[np.cos(y), np.sin(y)]
+    seed = next(s for s in range(50) if classes != 3 or 0 not in make_split(x, y, s).y_train)
+    program = f"""
+import numpy as np
+from sklearn.naive_bayes import GaussianNB
+from sklearn.preprocessing import LabelEncoder
+class Objects(GaussianNB):
+    def predict_proba(self, x):
+        return super().predict_proba(x).astype(object)
+def build_model(x, y):
+    return {FITS[fit]}
+"""
+    plain, renamed = pool.score_many([INNOCENT, program], x, y, [seed])
+    assert renamed.score == plain.score > 0.55
+
+
 def test_a_class_missing_from_validation_is_left_out_of_the_average():
     table = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1]])
     y = np.array([0, 1, 0, 1])

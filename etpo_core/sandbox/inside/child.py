@@ -11,6 +11,7 @@ import random
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _serve() -> None:
     x = np.frombuffer(_receive(8 * rows * features), "<f8").reshape(rows, features)
     y = np.frombuffer(_receive(8 * rows), "<i8")
     classes = np.frombuffer(_receive(8 * class_count), "<i8").copy()
-    seen = np.unique(y)
+    train = x.copy(), y.copy()  # the program may change what it receives
     sys.path.clear()
     sys.argv[:] = sys.orig_argv[:] = ["snippet"]
     sys.meta_path.insert(0, Gate(None))
@@ -63,7 +64,7 @@ def _serve() -> None:
         model = _fit(source, x, y)
         _send(wire.FITTED)
         x_test = np.frombuffer(_receive(8 * test_rows * features), "<f8").reshape(test_rows, features)
-        table = _probabilities(model, x_test, seen, classes)
+        table = _probabilities(model, x_test, train, classes)
     except MemoryError:
         _send(wire.NO_MEMORY)
     except _BadOutput as error:
@@ -108,28 +109,81 @@ def _fit(source: str, x: np.ndarray, y: np.ndarray) -> Any:
     return model
 
 
-def _probabilities(model: Any, x: np.ndarray, seen: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def _probabilities(model: Any, x: np.ndarray, train: tuple[np.ndarray, np.ndarray], classes: np.ndarray) -> np.ndarray:
     """The answer of predict_proba as float64 [rows of x, classes], one column for each class in ascending order.
 
-    The model's `classes_` says which column belongs to which class. If the model has no `classes_`, or has renamed the
-    labels, its columns are taken to be the classes of its training half in ascending order. Classes that the training
-    half lacks get probability 0.
+    Classes that the model does not know get probability 0.
+
+    Args:
+        model: what `build_model` returned.
+        x: float64 [rows, features] to predict.
+        train: x and y of the training half.
+        classes: int64, all labels of the task in ascending order.
     """
-    answer = np.asarray(model.predict_proba(x))
+    answer, seen = _table(model, x), np.unique(train[1])
     labels = getattr(model, "classes_", None)
     labels = seen if labels is None else np.asarray(labels).ravel()
-    if answer.dtype.kind not in "biuf":
-        raise _BadOutput(f"predict_proba returned values of type {answer.dtype}, not numbers")
     expected = (len(x), len(labels))
     if answer.shape != expected:
         raise _BadOutput(f"predict_proba returned shape {answer.shape}, expected {expected} (rows, classes)")
-    if not np.isin(labels, classes).all() or len(np.unique(labels)) != len(labels):
+    named = _named(labels, seen)
+    if named is None:
         if len(labels) != len(seen):
             raise _BadOutput("classes_ of the model are not those of y_train")
-        labels = seen
+        named = _renamed(model, labels, seen, train)
     table = np.zeros((len(x), len(classes)), "<f8")
-    table[:, np.searchsorted(classes, labels.astype("<i8"))] = answer
+    known = np.isin(named, classes)
+    table[:, np.searchsorted(classes, named[known].astype("<i8"))] = answer[:, known]
     return table
+
+
+def _table(model: Any, x: np.ndarray) -> np.ndarray:
+    """The numbers that predict_proba answers with."""
+    answer = np.asarray(model.predict_proba(x))
+    if answer.dtype.kind == "O":
+        with suppress(TypeError, ValueError):
+            answer = answer.astype("<f8")
+    if answer.dtype.kind not in "biuf":
+        raise _BadOutput(f"predict_proba returned values of type {answer.dtype}, not numbers")
+    return answer
+
+
+def _named(labels: np.ndarray, seen: np.ndarray) -> np.ndarray | None:
+    """The class that each of the model's labels names, or None if they name others than those of the training half.
+
+    A label names a class if it is its number, be it written as text. A model may know fewer classes than the training
+    half has, or more.
+    """
+    try:
+        numbers = np.asarray([float(label) for label in labels])
+    except (TypeError, ValueError):
+        return None
+    if len(np.unique(numbers)) != len(numbers) or not (np.isin(numbers, seen).all() or np.isin(seen, numbers).all()):
+        return None
+    return numbers
+
+
+def _renamed(model: Any, labels: np.ndarray, seen: np.ndarray, train: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The class that each of the model's labels stands for, if the program has given the classes other names.
+
+    The names 0, 1, 2 … are those of an encoder, which keeps the order. Others may come in another order: "alive" for 1
+    stands before "dead" for 0. They are matched so that the model's mean probability of the right class is largest on
+    the training half, and keep the order where no match is better.
+    """
+    names = labels.tolist()
+    if names == list(range(len(seen))) or len(set(names)) != len(names):
+        return seen
+    x, y = train
+    answer = _table(model, x)
+    if answer.shape != (len(y), len(seen)) or not np.isfinite(answer).all():
+        return seen
+    from scipy.optimize import linear_sum_assignment
+
+    mean = np.stack([answer[y == label].mean(axis=0) for label in seen])
+    rows, columns = linear_sum_assignment(mean, maximize=True)
+    if mean[rows, columns].sum() <= np.trace(mean) + 1e-9 * np.abs(mean).sum():
+        return seen
+    return seen[np.argsort(columns)]
 
 
 def _describe(error: BaseException) -> bytes:
