@@ -7,33 +7,20 @@ parallel OpenMP loop, the children that it forks hang in their first one.
 """
 
 import importlib
+import io
 import os
 import pkgutil
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout
 
 # These start threads or are large, and scikit-learn works without them. Those that the user names are let in.
 _KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython", "pandas"}
-_PACKAGES = (
-    "numpy numpy.linalg numpy.fft numpy.random numpy.polynomial numpy.ma numpy.ctypeslib numpy.exceptions "
-    "numpy.rec numpy.char numpy.testing numpy.typing "
-    "scipy scipy.stats scipy.stats.qmc scipy.stats.mstats scipy.optimize scipy.special scipy.linalg scipy.sparse "
-    "scipy.sparse.linalg scipy.sparse.csgraph scipy.spatial scipy.spatial.distance scipy.spatial.transform "
-    "scipy.cluster.hierarchy scipy.cluster.vq scipy.interpolate scipy.integrate scipy.signal scipy.ndimage "
-    "scipy.fft scipy.constants scipy.io joblib threadpoolctl"
-).split()
-_STANDARD = (
-    "abc argparse array ast base64 bisect calendar cmath codecs collections collections.abc colorsys "
-    "concurrent.futures concurrent.futures.process concurrent.futures.thread contextlib contextvars copy csv ctypes "
-    "dataclasses datetime decimal difflib enum errno fractions functools gc getpass glob hashlib heapq html http "
-    "importlib importlib.metadata importlib.readers importlib.resources "
-    "importlib.resources.readers importlib.util inspect io itertools json keyword logging math multiprocessing "
-    "multiprocessing.pool multiprocessing.shared_memory numbers operator os pathlib pdb pickle platform pprint queue "
-    "random re secrets select shutil signal socket sqlite3 statistics string struct subprocess sys tempfile "
-    "textwrap threading time timeit traceback types typing unittest urllib.request uuid warnings weakref zlib "
-    "_strptime encodings.ascii encodings.latin_1 encodings.utf_16 encodings.utf_32 encodings.idna encodings.cp1252"
-).split()
+_KEPT_OUT |= {"pytest", "hypothesis"}
+# Loaded whole where they are installed, because they import much of themselves at the first use only.
+_WHOLE = ("numpy", "scipy", "joblib", "threadpoolctl", "sklearn", "narwhals", "dateutil", "pandas")
+_LEFT_OUT = {"tests", "test", "conftest", "this", "__main__", "_build_utils", "_precompute", "f2py", "distutils"}
+_LEFT_OUT |= {"antigravity", "idlelib", "tkinter", "turtle", "turtledemo", "lib2to3"}  # of the standard library
 
 
 class Gate:
@@ -61,18 +48,26 @@ def preload(extra: list[str]) -> None:
     """
     gate = Gate(_KEPT_OUT - {name.partition(".")[0] for name in extra})
     sys.meta_path.insert(0, gate)
-    for name in (*_STANDARD, *_PACKAGES):
-        importlib.import_module(name)
     for name in extra:
         _load(name)
-    package = importlib.import_module("sklearn")
-    for module in pkgutil.walk_packages(package.__path__, "sklearn.", onerror=lambda name: None):
-        if not {"tests", "externals", "conftest", "_build_utils"} & set(module.name.split(".")):
-            with suppress(ImportError):  # it may need a package that is not installed
-                importlib.import_module(module.name)
+    with redirect_stdout(io.StringIO()):  # a few modules print
+        for name in (*sorted(sys.stdlib_module_names), *_WHOLE):
+            _load_whole(name)
     sys.meta_path.remove(gate)
     _fill_caches()
     _fit_once()
+
+
+def _load_whole(name: str) -> None:
+    """Imports a module and all that is below it."""
+    if name.rpartition(".")[2] in _LEFT_OUT:
+        return
+    try:
+        package = importlib.import_module(name)
+    except Exception:  # it may need a package that is not installed, or another system
+        return
+    for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        _load_whole(f"{name}.{module.name}")
 
 
 def _load(name: str) -> None:
