@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import LIMITS, needs_wall
+from programs import LIMITS, body, needs_wall
+from sklearn.utils import all_estimators
 
 from etpo_core.sandbox import SandboxPool
 from etpo_core.sandbox import worker as worker_module
@@ -72,6 +73,22 @@ def test_pandas_works_behind_the_walls(pandas_pool, table, what):
 @needs_wall
 def test_modules_that_programs_import_are_there(pool, table):
     outcome = pool.score(MODULES, *table, [0])
+    assert outcome.score is not None, outcome
+
+
+LOOKING = {  # at files or at the machine, which a program cannot
+    "threads": "import threadpoolctl\nwith threadpoolctl.threadpool_limits(1): threadpoolctl.threadpool_info()",
+    "versions": "import sklearn; sklearn.show_versions()",
+    "estimators": "from sklearn.utils import all_estimators; assert NAMES <= {name for name, _ in all_estimators()}",
+    "cores": "import joblib, os; assert joblib.cpu_count() == os.cpu_count() == 2",
+}
+
+
+@needs_wall
+@pytest.mark.parametrize("what", LOOKING)
+def test_what_looks_at_files_or_at_the_machine_finds_what_was_there_before_the_walls(pool, table, what):
+    names = {name for name, _ in all_estimators()}  # without the experimental ones
+    outcome = pool.score(body(LOOKING[what].replace("NAMES", str(names))), *table, [0])
     assert outcome.score is not None, outcome
 
 

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 
 # These start threads or are large, and scikit-learn works without them. Those that the user names are let in.
@@ -82,16 +83,34 @@ def _load(name: str) -> None:
 
 def _fill_caches() -> None:
     """Has the libraries read those files now that they would read, and remember, at their first use."""
-    from joblib import cpu_count
+    import joblib
     from sklearn.utils._openmp_helpers import _openmp_effective_n_threads
     from sklearn.utils.parallel import _get_threadpool_controller
+    from threadpoolctl import ThreadpoolController
 
-    _get_threadpool_controller()  # reads /proc/self/maps
+    loaded = ThreadpoolController().lib_controllers  # reads /proc/self/maps, as each new controller would
+    for library in loaded:
+        library.set_num_threads(1)  # not every library reads the environment: scipy's reader of matrices does not
+    _get_threadpool_controller()
+    ThreadpoolController._load_libraries = lambda self: self.lib_controllers.extend(loaded)
+    pkgutil.iter_modules = _loaded_modules
     _openmp_effective_n_threads()
-    cpu_count(only_physical_cores=True)
+    joblib.cpu_count(only_physical_cores=True)
+    # Two on every machine, for programs that leave one core to others; joblib alone would say one.
+    os.cpu_count = joblib.cpu_count = lambda only_physical_cores=False: 2
     time.tzset()
     time.strftime("%c")
     time.strptime("2024", "%Y")
+
+
+def _loaded_modules(path: Iterable[str] | None = None, prefix: str = "") -> Iterator[pkgutil.ModuleInfo]:
+    """What `pkgutil.iter_modules` would find in folders, as far as it is loaded; `all_estimators` searches so."""
+    wanted = {os.path.normpath(folder) for folder in path or ()}
+    for package in [name for name, module in sys.modules.items() if hasattr(module, "__path__")]:
+        if wanted.intersection(map(os.path.normpath, sys.modules[package].__path__)):
+            for name in [name for name in sys.modules if name.rpartition(".")[0] == package]:
+                member = name.rpartition(".")[2]
+                yield pkgutil.ModuleInfo(None, prefix + member, hasattr(sys.modules[name], "__path__"))
 
 
 def _fit_once() -> None:
