@@ -105,8 +105,12 @@ def line_style(method: str) -> Any:
 
 
 def line(method: str) -> dict[str, Any]:
-    """Keyword arguments for `Axes.plot`: colour, line style and label of a method."""
-    return {"color": colour(method), "linestyle": line_style(method), "label": label(method)}
+    """Keyword arguments for `Axes.plot`: colour, line style and label of a method.
+
+    Dashed lines lie over solid ones, which would hide them where two methods have the same values.
+    """
+    style = line_style(method)
+    return {"color": colour(method), "linestyle": style, "label": label(method), "zorder": 2.0 if style == "-" else 2.1}
 
 
 def draw_curves(axes: Axes, x: np.ndarray, curves: Mapping[str, Interval], **look: Any) -> None:

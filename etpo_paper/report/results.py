@@ -31,7 +31,7 @@ UPDATE_COLUMNS = [
     "kl_per_token", "kl_per_action", "tokens",
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
-CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "folder"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "model", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
@@ -48,7 +48,8 @@ def load_cards(scale: str) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        weights (sha256 of the model's weights, or None), folder; sorted by the first three.
+        weights (sha256 of the model's weights, or None), model (text if it is a stand-in, or None), folder; sorted by
+        the first three.
 
     Raises:
         UserError: a card cannot be read.
@@ -60,7 +61,7 @@ def load_cards(scale: str) -> pd.DataFrame:
         if seed is None:
             continue
         card = _read_card(path)
-        data = card.get("data") or {}
+        data, model = card.get("data") or {}, card.get("model") or {}
         rows.append(
             {
                 "method": folder.parent.parent.name,
@@ -70,7 +71,8 @@ def load_cards(scale: str) -> pd.DataFrame:
                 "reason": card.get("reason"),
                 "stand_in": data.get("stand_in") or None,
                 "source": data.get("source"),
-                "weights": (card.get("model") or {}).get("sha256"),
+                "weights": model.get("sha256"),
+                "model": model.get("stand_in"),
                 "folder": folder,
             }
         )
@@ -215,7 +217,7 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
 
     Returns:
         How many tasks and seeds there are and what that means for intervals; which methods or runs are missing; whether
-        all runs started from the same weights; which tasks are stand-ins.
+        all runs started from the same weights; which tasks are stand-ins, and which model is.
     """
     wanted = set(methods)
     seeds = frame.groupby(["method", "task"])["seed"].nunique()
@@ -230,7 +232,8 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     status = run_status(scale)
     lines += missing_notes(status[status["method"].isin(wanted)])
     cards = load_cards(scale)
-    weights = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights"]], on=KEYS).dropna(subset="weights")
+    own = frame[KEYS].drop_duplicates().merge(cards[[*KEYS, "weights", "model"]], on=KEYS)
+    weights = own.dropna(subset="weights")
     weights = weights.astype({"seed": int})  # floats in a frame that has rows of no run
     if (starts := weights["weights"].nunique()) > 1:
         lines.append(
@@ -240,6 +243,7 @@ def notes(scale: str, frame: pd.DataFrame, methods: Iterable[str], intervals: bo
     marked = sorted(set(stand_ins(cards)) & set(frame["task"]))
     if marked:
         lines.append(f"Stand-in data, not the paper's (marked {DAGGER} beside a task's name): {', '.join(marked)}.")
+    lines += [f"{model.replace(': stands', ' stands')}." for model in sorted(own["model"].dropna().unique())]
     return lines
 
 

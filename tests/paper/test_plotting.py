@@ -150,6 +150,12 @@ def test_a_legend_shows_a_dash_pattern_twice(method):
     plt.close(figure)
 
 
+def test_a_dashed_line_lies_over_a_solid_one_and_so_is_seen_where_they_meet():
+    assert plotting.line_style("etpo") == "-"
+    dashed = [plotting.line(method)["zorder"] for method in names.LABELS if method != "etpo"]
+    assert min(dashed) > plotting.line("etpo")["zorder"]
+
+
 def test_a_footnote_is_no_wider_than_its_figure(figures):
     def width(note):
         figure, axes = plt.subplots()

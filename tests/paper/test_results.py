@@ -76,6 +76,15 @@ def test_notes_state_seeds_missing_runs_and_stand_ins(root):
     assert notes[2] == "Stand-in data, not the paper's (marked † beside a task's name): kidney-stone."
 
 
+def test_notes_name_the_model_that_stands_in_for_the_papers(root):
+    fixtures.make_results(root, methods=("etpo",), seeds=(0,))
+    for path in (root / "results" / "smoke").glob("etpo/*/seed*/run_card.json"):
+        model = {"stand_in": "a small model: stands in for CodeLlama-7B"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model}))
+    notes = results.notes("smoke", results.load_steps("smoke"), ["etpo"])
+    assert notes[-1] == "a small model stands in for CodeLlama-7B."
+
+
 def test_notes_say_when_runs_started_from_different_weights(root):
     fixtures.make_results(root, methods=("etpo", "ppo_kl"), seeds=(0, 1))
 
