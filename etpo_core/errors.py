@@ -28,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
+        if error.errno not in DISK_ERRNOS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}: free the disk or make the folder writable", file=sys.stderr)
@@ -41,7 +41,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 # ENOENT is left out on purpose: advice about the disk would not help whoever meets a missing file.
-_DISK_ERRNOS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")}
+DISK_ERRNOS = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST")}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -6,10 +6,11 @@ The executed copy, with all its outputs, goes to build/notebooks/{scale}/ for re
 bytes differ from run to run. A cell that fails ends the stage with its error in one line.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 
-from etpo_core.errors import UserError
+from etpo_core.errors import DISK_ERRNOS, UserError
 from etpo_paper.base import paths
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_settings
@@ -21,6 +22,7 @@ def run_notebook(scale: str, name: str) -> None:
 
     Raises:
         UserError: a mistake in the settings of the scale, an unknown notebook, or a cell that failed.
+        OSError: a figure or table could not be written.
     """
     load_settings(scale)  # not `resolve`: nothing of the methods is run, and checking them imports torch
     source = paths.NOTEBOOKS / f"{name}.ipynb"
@@ -39,6 +41,9 @@ def run_notebook(scale: str, name: str) -> None:
         except PapermillExecutionError as error:
             if error.ename == "UserError":
                 raise UserError(error.evalue) from None
+            number = re.match(r"\[Errno (\d+)\] ", error.evalue)
+            if number and int(number[1]) in DISK_ERRNOS:
+                raise OSError(int(number[1]), error.evalue[number.end() :]) from None
             what = " ".join(f"{error.ename}: {error.evalue}".split())
             raise UserError(f"notebook {name} failed in cell {error.exec_count}: {what}; open {executed}") from None
 

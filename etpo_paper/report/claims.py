@@ -9,8 +9,9 @@ read by their Markdown cells.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from etpo_core.errors import UserError, unknown
 from etpo_paper.base import paths
+from etpo_paper.base.sections import Place, unknown_name
 from etpo_paper.report import ablations, convergence, index, perplexity, results, statistics
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -59,20 +61,43 @@ def load(root: Path) -> list[Claim]:
     """Reads `claims.yaml`.
 
     Raises:
-        UserError: the file is missing or an entry lacks a field.
+        UserError: the file is missing or no valid YAML, or an entry is not a claim.
     """
     path = root / "claims.yaml"
     if not path.is_file():
         raise UserError(f"{path} is missing; restore it with `git checkout claims.yaml`")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it there") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: expected a list of claims with the fields {', '.join(sorted(FIELDS))}")
     claims = []
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8")):
+    for entry in entries:
         if absent := FIELDS - set(entry):
             raise UserError(f"{path}: claim {entry.get('id')} lacks the field {min(absent)}; add it")
+        for name in entry:
+            if name not in (known := [f.name for f in fields(Claim)]):
+                raise unknown_name("field", name, known, Place(f"claim {entry['id']}", "claims.yaml"))
         claim = Claim(**entry)
         if claim.text.count("{}") != len(claim.found):
             raise UserError(f"{path}: claim {claim.id} needs one call under `found` for each {{}} of its text")
+        for call in claim.found:
+            _check_call(claim, call)
         claims.append(claim)
     return claims
+
+
+def _check_call(claim: Claim, call: object) -> None:
+    if not isinstance(call, list) or not call:
+        raise UserError(f"claims.yaml: claim {claim.id}: got {call!r}, expected a list: a function and its arguments")
+    name, *arguments = call
+    if name not in FUNCTIONS:
+        raise unknown_name("function", name, FUNCTIONS, Place(f"claim {claim.id}", "claims.yaml"))
+    wanted = list(signature(FUNCTIONS[name]).parameters)
+    if len(arguments) != len(wanted):
+        expected = f"expected {len(wanted)} arguments: {', '.join(wanted)}"
+        raise UserError(f"claims.yaml: claim {claim.id}: got {call}, {expected}")
 
 
 def check(claim: Claim, root: Path) -> list[str]:
@@ -142,7 +167,7 @@ def drawn(table: str, column: str, keys: dict[str, object]) -> float:
         column: the column that holds the number.
         keys: values of other columns. Where several rows have them, the mean is taken over these rows.
     """
-    return float(_drawn_rows(table, keys)[column].mean())
+    return float(_column(_drawn_rows(table, keys), column).mean())
 
 
 def rows_drawn(table: str, keys: dict[str, object]) -> float:
@@ -168,6 +193,8 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
 
 
 def _check_file(claim: Claim, file: str, root: Path) -> list[str]:
+    if not (root / file).is_file():
+        return [f"{claim.id}: NOT HELD: {file} is missing; restore it with git or correct claims.yaml"]
     text = text_of(root / file)
     places = claim.places(text)
     if len(places) != 1:
@@ -177,8 +204,6 @@ def _check_file(claim: Claim, file: str, root: Path) -> list[str]:
         stated = places[0].group(position)
         where = f"{file}:{_line(text, places[0].start(position))}"
         name, *arguments = call
-        if name not in FUNCTIONS:
-            raise unknown("function in claims.yaml", name, FUNCTIONS)
         try:
             value = claim.times * FUNCTIONS[name](*arguments)
         except UserError as error:
@@ -227,7 +252,8 @@ def _drawn(table: str) -> pd.DataFrame:
 def _drawn_rows(table: str, keys: dict[str, object]) -> pd.DataFrame:
     frame = _drawn(table)
     for key, value in keys.items():
-        frame = frame[frame[key].isna() if value is None else frame[key] == value]
+        cells = _column(frame, key)
+        frame = frame[cells.isna() if value is None else cells == value]
     if frame.empty:
         raise UserError(f"figures/{table} has no row with {keys}")
     return frame
@@ -255,4 +281,10 @@ def _rows(frame: pd.DataFrame, scale: str, **keys: object) -> pd.DataFrame:
 
 
 def _cell(frame: pd.DataFrame, column: str, scale: str, **keys: object) -> float:
-    return float(_rows(frame, scale, **keys)[column].iloc[0])
+    return float(_column(_rows(frame, scale, **keys), column).iloc[0])
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    if name not in frame.columns:
+        raise unknown("column", name, frame.columns)
+    return frame[name]

@@ -7,6 +7,8 @@ runs of a scale and put `method`, `task` and `seed` in front of every row. They 
 reason, so that notebooks can state what is missing.
 """
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +42,7 @@ GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 EARLY, LATE = "early", "late"  # see `period`
 
+_NAMES = {"method", "task", "variant", "purpose", "known"}
 _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
 
 
@@ -343,14 +346,24 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    mend = "restore it with git or make it again"
     try:
+        text = path.read_text(encoding="utf-8")
         # A hash such as "46e1" is not a number, and "None" may be a name; only an empty cell is a missing number.
-        frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=_TEXT)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path} is not a readable CSV file ({error}); make it again") from None
+        frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=["", "nan"], dtype=_TEXT)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path} is not a readable CSV file ({' '.join(str(error).split())}); {mend}") from None
+    # Pandas takes the rest of a row that was cut off for missing numbers.
+    rows = csv.reader(io.StringIO(text))
+    if cut := [rows.line_num for row in rows if row and len(row) != len(frame.columns)]:
+        raise UserError(f"{path} has not {len(frame.columns)} cells in line {cut[0]}; {mend}")
+    if not text.endswith("\n"):
+        raise UserError(f"{path} ends in the middle of a row, in line {rows.line_num}; {mend}")
     absent = [column for column in columns if column not in frame.columns]
     if absent:
         raise UserError(f"{path} lacks the column {absent[0]!r}; make it again with this version")
+    if wrong := [column for column in columns if column not in _NAMES and frame[column].dtype == "str"]:
+        raise UserError(f"{path} has text in the column {wrong[0]!r}, expected numbers; {mend}")
     return frame
 
 

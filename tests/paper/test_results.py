@@ -128,6 +128,9 @@ def test_nothing_there_is_an_empty_frame_with_columns(root):
         ("run_card.json", "[]", "holds no run card"),
         ("steps.csv", "step,reward\n1,0.5\n", "lacks the column 'update'"),
         ("steps.csv", "", "not a readable CSV"),
+        ("steps.csv", "step,reward\n1,2\n1,2,3\n", r"not a readable CSV file \(.*; restore it with git"),
+        ("steps.csv", "step,reward\n1,0.5\n2\n3,0.5\n", "has not 2 cells in line 3; restore it"),
+        ("steps.csv", "step,reward\n1,0.5\n2,0.", "ends in the middle of a row, in line 3; restore it"),
         ("steps.csv", None, "is missing although the run is finished"),
     ],
 )
@@ -138,6 +141,23 @@ def test_a_damaged_file_is_named_in_one_line(root, name, text, message):
     with pytest.raises(UserError, match=message) as caught:
         results.load_steps("smoke")
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b",snippet_error,", b",\xff,", r"not a readable CSV file \('utf-8' codec can't decode"),
+        (b"\n2,", b"\ntwo,", "has text in the column 'step', expected numbers; restore it"),
+    ],
+)
+def test_a_damaged_cell_is_told_in_one_line(root, old, new, message):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+    path = folder(root) / "steps.csv"
+    good = path.read_bytes()
+    assert old in good
+    path.write_bytes(good.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        results.load_steps("smoke")
 
 
 def test_a_damaged_sample_names_its_line(root):

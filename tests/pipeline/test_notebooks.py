@@ -194,6 +194,31 @@ def test_an_unknown_parameter_fails_and_names_the_known_ones(root, tmp_path, at)
 
 
 @pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "raise PermissionError(13, 'Permission denied', 'figures/a.png')",
+            "error: Permission denied: 'figures/a.png': free the disk or make the folder writable",
+        ),
+        ("raise FileNotFoundError(2, 'No such file', 'b')", "error: notebook one failed in cell 3: FileNotFoundError:"),
+    ],
+)
+def test_a_notebook_that_cannot_write_says_what_to_do(tmp_path, at, cell, message):
+    import nbformat
+
+    (tmp_path / "notebooks").mkdir()
+    root = fixtures.make_root(tmp_path)
+    cells = [nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(cell)]
+    about = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), root / "notebooks" / "one.ipynb")
+    at(root)
+    with InThisProcess():
+        done = run_module("pipeline.figures", "--scale", "smoke", "--notebook", "one")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--scale", "laptop", "--notebook", "exploration"), "error: no raw results in"),

@@ -177,3 +177,16 @@ def test_a_command_says_at_its_start_that_ctrl_c_is_off(capsys, handler, told):
             assert ("note: Ctrl-C has no effect here" in capsys.readouterr().err) == told
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "first"),
+    [("KeyboardInterrupt", "stopped before anything was done"), ("ValueError", "Traceback (most recent call last):")],
+)
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(error, first):
+    command = [sys.executable, "-c", f"import pipeline\nraise {error}"]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert lines[0] == first
+    assert (len(lines) == 1) == (error == "KeyboardInterrupt")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from etpo_core.errors import UserError
 from etpo_paper.report import claims
 from pipeline import verify
 
@@ -57,6 +58,46 @@ def test_changed_row_of_a_raw_file_is_located(root):
     steps.to_csv(root / STEPS, index=False)
     (line,) = lines(root)
     assert "NOT HELD" in line and "page.md:4" in line
+
+
+GOOD = {"id": "one", "file": "page.md", "text": "ends with {} here", "command": ""}
+CALL = ["last_fifth", "smoke", "etpo", "kidney-stone", 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- [", "claims.yaml is not valid YAML: .* line 1, column 4.*; correct it there"),
+        ("", "claims.yaml: expected a list of claims with the fields command, file, found, id, text"),
+        (
+            [GOOD | {"found": [CALL], "tims": 2}],
+            "unknown field 'tims' in claim one of claims.yaml; did you mean 'times'",
+        ),
+        ([GOOD | {"found": ["last_fifth"]}], "claim one: got 'last_fifth', expected a list: a function and its argum"),
+        ([GOOD | {"found": [["last_fith"]]}], "unknown function 'last_fith' in claim one of .*mean 'last_fifth'"),
+        ([GOOD | {"found": [["iqm", "smoke"]]}], r"one: got \['iqm', 'smoke'\], expected 2 arguments: scale, method"),
+    ],
+)
+def test_a_mistake_in_claims_yaml_is_one_line(root, text, message):
+    (root / "claims.yaml").write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    with pytest.raises(UserError, match=message) as caught:
+        claims.load(root)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "paeg.md"}, "one: NOT HELD: paeg.md is missing; restore it with git or correct claims.yaml"),
+        ({"found": [["ends", "smoke", "ppo_kl", "iqn"]]}, "unknown column 'iqn'; choose one of: "),
+        ({"found": [["ends", "smok", "ppo_kl", "iqm"]]}, "no raw results in "),
+    ],
+)
+def test_what_a_claim_names_but_is_not_there_is_told(root, change, message):
+    entry = yaml.safe_load((root / "claims.yaml").read_text())[0]
+    (root / "claims.yaml").write_text(yaml.safe_dump([entry | change]))
+    (line,) = lines(root)
+    assert message in line and "\n" not in line
 
 
 def test_fragment_that_is_gone_is_told(root):
