@@ -4,8 +4,8 @@ Scores come as *strata*: one array for each task, whose first axis is the runs (
 axes, if any, are points of a curve. Aggregates follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the
 Statistical Precipice" (arXiv 2108.13264): the interquartile mean instead of mean or median, percentile intervals from a
 bootstrap that resamples seeds *within* each task, the probability that a run of one method beats a run of another, and
-performance profiles. All random numbers come from a generator that the caller passes. If no task has two runs there is
-nothing to resample: the ends of intervals are NaN then, and figures show no band.
+performance profiles. All random numbers come from a generator that the caller passes. A task with one run says
+nothing about how much runs differ: the ends of intervals are NaN if there is such a task, and figures show no band.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,8 +72,8 @@ def pooled_iqm(strata: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def has_repeats(strata: Sequence[np.ndarray]) -> bool:
-    """Whether any task has two or more runs, without which there is no interval."""
-    return any(len(runs) > 1 for runs in strata)
+    """Whether every task has two or more runs; a single run would be taken for one that never varies."""
+    return all(len(runs) > 1 for runs in strata)
 
 
 def bootstrap(
@@ -94,7 +94,7 @@ def bootstrap(
         level: probability mass of the interval, 0.95 for 95 %.
 
     Returns:
-        The statistic of the data and the interval; its ends are NaN if no task has two runs.
+        The statistic of the data and the interval; its ends are NaN if a task has only one run.
     """
     strata = [np.asarray(runs, dtype=float) for runs in strata]
     point = np.asarray(statistic(strata))
@@ -382,7 +382,7 @@ def compare(
     Returns:
         Columns method, tasks, runs and, each with the ends `_low` and `_high` of its interval: iqm; difference (IQM
         of reference minus method, paired by task and seed); improvement (probability that a run of the reference
-        beats one of the method). The ends are NaN if no task has two seeds.
+        beats one of the method). The ends are NaN if a task has only one seed.
     """
     groups = {method: strata_of(scores[scores["method"] == method], value) for method in methods}
     rows = []

@@ -128,8 +128,9 @@ def test_bootstrap_is_the_same_for_the_same_generator_and_for_curves_in_portions
     np.testing.assert_allclose(many.low, whole.low, atol=0.1)
 
 
-def test_one_run_a_task_has_no_interval():
-    interval = st.bootstrap([np.array([0.3]), np.array([0.5])], st.pooled_iqm, rng())
+@pytest.mark.parametrize("second", [[0.5], [0.4, 0.6]], ids=["one run a task", "one task with one run"])
+def test_a_task_with_one_run_leaves_no_interval(second):
+    interval = st.bootstrap([np.array([0.3]), np.array(second)], st.mean_over_tasks, rng())
     assert interval.point == pytest.approx(0.4)
     assert np.isnan(interval.low) and np.isnan(interval.high)
     assert st.interval_text(*map(float, interval)) == "0.400"
@@ -162,7 +163,10 @@ def test_compare_by_hand():
     assert table.loc["b", "difference"] == pytest.approx(0.65 / 3)
     # t1: 0.9 beats both, 0.5 beats 0.45 only -> 3/4; t2: 1.0 beats both -> 1.
     assert table.loc["b", "improvement"] == pytest.approx(0.875)
-    assert table.loc["b", "difference_low"] <= table.loc["b", "difference"] <= table.loc["b", "difference_high"]
+    assert np.isnan(table.loc["b", "difference_low"])  # of t2 there is one pair
+    more = pd.concat([runs(), pd.DataFrame([("a", "t2", 1, 0.4)], columns=["method", "task", "seed", "score"])])
+    row = st.compare(more, "score", ["a", "b"], "a", rng()).set_index("method").loc["b"]
+    assert row["difference_low"] <= row["difference"] <= row["difference_high"]
 
 
 def test_curves_keep_what_all_runs_have():
