@@ -1,5 +1,6 @@
 """The plain types in which the executor is asked and answers: limits, tiers, statuses and outcomes."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 

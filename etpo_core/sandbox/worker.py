@@ -391,7 +391,8 @@ def _explain(flag: int, status: int, cpu_s: float, limits: Limits, timed_out: bo
         return Ending(Status.NO_RESULT, b"", "NoResult", "the process ended without an answer")
     if killed_by == signal.SIGKILL:
         return _OUT_OF_MEMORY  # only the kernel can have sent it, because the machine ran out of memory
-    name = signal.Signals(killed_by).name
+    # The real-time signals between the first and the last have no name.
+    name = signal.Signals(killed_by).name if killed_by in set(signal.Signals) else f"signal {killed_by}"
     if killed_by == signal.SIGSYS:
         return Ending(Status.POLICY_VIOLATION, b"", "PolicyViolation", f"forbidden system call ({name})")
     return Ending(Status.CRASH, b"", "Crash", f"the process died of {name}")

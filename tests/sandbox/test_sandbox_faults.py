@@ -17,7 +17,7 @@ from programs import HONEST, LOOP, alive, children, looping_child, needs_wall, q
 from quick_workers import workers_from
 
 from etpo_core.errors import UserError
-from etpo_core.sandbox import Limits, SandboxPool, Status
+from etpo_core.sandbox import Limits, SandboxPool, Status, Tier
 from etpo_core.sandbox import pool as pool_module
 from etpo_core.sandbox import worker as worker_module
 
@@ -257,3 +257,11 @@ def test_a_worker_that_does_not_start_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_module, "_INSIDE", tmp_path)
     with pytest.raises(UserError, match="no sklearn"):
         SandboxPool(1, allow_unsafe=True)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("number", [signal.SIGSEGV, 40], ids=["named", "without a name"])
+def test_a_program_that_a_signal_ends_has_crashed(number):
+    with SandboxPool(1, LONG, tier=Tier.D, allow_unsafe=True) as pool:
+        outcome = pool.score(quick_body(f"import os; os.kill(os.getpid(), {int(number)})"), X, Y, [0])
+    assert outcome.status is Status.CRASH and ("SIGSEGV" in outcome.message) == (number == signal.SIGSEGV), outcome

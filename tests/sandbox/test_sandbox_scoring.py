@@ -1,5 +1,7 @@
 """Splits and scores against scikit-learn and against cases worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 from programs import INNOCENT
@@ -131,8 +133,9 @@ def test_bad_tables_are_told_in_one_line(pool, x, y, seeds, text):
 
 
 def test_bad_arguments_are_told_in_one_line(pool, table):
-    with pytest.raises(UserError, match="cpu_s"):
-        Limits(cpu_s=0)
+    for value in (0, -1, math.inf, math.nan):
+        with pytest.raises(UserError, match="cpu_s"):
+            Limits(cpu_s=value)
     with pytest.raises(UserError, match="0 workers"):
         SandboxPool(0)
     with pytest.raises(UserError, match="one string"):
