@@ -48,9 +48,9 @@ class Limits:
     source_bytes: int = 65536
 
     def __post_init__(self) -> None:
-        """Raises UserError for a limit that is not positive."""
+        """Raises UserError for a limit that is not a positive number."""
         for name, value in vars(self).items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise UserError(f"executor limit {name} is {value!r}; give a number above 0")
 
 
