@@ -13,7 +13,7 @@ import pkgutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 
 # These start threads or are large, and scikit-learn works without them. Those that the user names are let in.
 _KEPT_OUT = {"torch", "pyarrow", "matplotlib", "cupy", "jax", "dask", "polars", "tensorflow", "IPython", "pandas"}
@@ -94,6 +94,12 @@ def _fill_caches() -> None:
     _get_threadpool_controller()
     ThreadpoolController._load_libraries = lambda self: self.lib_controllers.extend(loaded)
     pkgutil.iter_modules = _loaded_modules
+    with suppress(ImportError, OSError):  # the picture of an estimator opens a file of this folder each time
+        from sklearn.utils._repr_html import estimator
+
+        with open(os.path.join(os.path.dirname(estimator.__file__), "estimator.js")) as file:
+            script = file.read()
+        estimator.open = lambda *_: io.StringIO(script)
     _openmp_effective_n_threads()
     joblib.cpu_count(only_physical_cores=True)
     # Two on every machine, for programs that leave one core to others; joblib alone would say one.
