@@ -77,7 +77,7 @@ BEFORE = [  # what stands before a classifier in a pipeline
     "RFE(LogisticRegression(), n_features_to_select=2)", "RFECV(LogisticRegression(), cv=3)",
     "SequentialFeatureSelector(LogisticRegression(), n_features_to_select=2, cv=3)", "SimpleImputer()", "KNNImputer()",
     "SimpleImputer(strategy='median', add_indicator=True)", "Nystroem(n_components=20, random_state=0)",
-    "RBFSampler(n_components=20, random_state=0)", "FunctionTransformer(np.log1p, kw_args={'where': True})",
+    "RBFSampler(n_components=20, random_state=0)", "FunctionTransformer(np.tanh)",
     "FeatureUnion([('pca', PCA(2, random_state=0)), ('raw', 'passthrough')])",
     "make_union(PCA(2, random_state=0), SelectKBest(k=1))",
     "OneHotEncoder(handle_unknown='ignore')", "OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1)",
