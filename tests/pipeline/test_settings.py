@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 
 import pytest
 import yaml
@@ -380,3 +381,18 @@ def test_a_missing_or_broken_file_is_one_line(root, text, line):
     with pytest.raises(UserError, match=line) as caught:
         load_settings("smoke")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["methods.etpo.beta", "methods.ppo_kl.beta", "scales.toy.methods.etpo.critic_lr"])
+def test_an_experiment_of_dvc_changes_the_setting_that_it_names_and_no_other(tmp_path, name):
+    from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` calls
+
+    path = tmp_path / "params.yaml"
+    shutil.copy(paths.ROOT / "params.yaml", path)
+    apply_overrides(str(path), [f"{name}=0.125"])
+    changed, before = yaml.safe_load(path.read_text()), yaml.safe_load((paths.ROOT / "params.yaml").read_text())
+    *sections, last = name.split(".")
+    for part in sections:
+        assert {k: v for k, v in changed.items() if k != part} == {k: v for k, v in before.items() if k != part}
+        changed, before = changed[part], before[part]
+    assert changed == before | {last: 0.125}
