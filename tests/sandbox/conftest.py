@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from programs import INNOCENT, LIMITS, WALL, open_tier  # noqa: E402
 from quick_workers import workers_from  # noqa: E402
 
-from etpo_core.sandbox import SandboxPool, Status  # noqa: E402
+from etpo_core.sandbox import Limits, SandboxPool, Status  # noqa: E402
 
 _number = itertools.count()
 
@@ -32,6 +32,13 @@ def pool():
         warnings.simplefilter("ignore")
         with SandboxPool(2, LIMITS, allow_unsafe=not WALL) as opened:
             yield opened
+
+
+@pytest.fixture(scope="session")
+def pandas_pool():
+    """A worker that loads pandas, with the limits of the experiments."""
+    with SandboxPool(1, Limits(), preload=["pandas"]) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,10 @@ import pytest
 from honest import programs
 from programs import needs_wall
 
-from etpo_core.sandbox import Limits, SandboxPool
 from etpo_core.sandbox.scoring import area_under_curve, make_split, table_of
 
 PROGRAMS = programs()
-SOME = dict(list(PROGRAMS.items())[3::8])
+SOME = dict(list(PROGRAMS.items())[3::12])
 
 
 def outside(source, split):
@@ -30,12 +29,11 @@ def outside(source, split):
 @needs_wall
 @pytest.mark.parametrize("some", [pytest.param(SOME, id="some"), pytest.param(PROGRAMS, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.nightly)])
-def test_inside_equals_outside(some, classes):
+def test_inside_equals_outside(pandas_pool, some, classes):
     rng = np.random.default_rng(classes)
     y = rng.integers(0, classes, 160)
     x, y = table_of(rng.normal(size=(160, 5)) + 0.6 * np.c_[y, y % 2, -y, 0 * y, 0 * y], y)
-    with SandboxPool(2, Limits(10, 60, 1024), preload=["pandas"]) as pool:
-        found = pool.score_many(list(some.values()), x, y, [1])
+    found = pandas_pool.score_many(list(some.values()), x, y, [1])
     expected = {name: outside(source, make_split(x, y, 1)) for name, source in some.items()}
     wrong = {name: o for (name, score), o in zip(expected.items(), found, strict=True) if o.score != score}
     assert not wrong and len(PROGRAMS) >= 150

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import LIMITS, body, needs_wall
+from programs import body, needs_wall
 from sklearn.utils import all_estimators
 
-from etpo_core.sandbox import SandboxPool
 from etpo_core.sandbox import worker as worker_module
 
 FRAMES = {  # of pandas; what each needs is imported when it is called first
@@ -53,12 +52,6 @@ from sklearn.naive_bayes import GaussianNB
 def build_model(x, y):
     return GaussianNB().fit(x, y)
 """
-
-
-@pytest.fixture(scope="module")
-def pandas_pool():
-    with SandboxPool(1, LIMITS, preload=["pandas"]) as opened:
-        yield opened
 
 
 @needs_wall
