@@ -39,11 +39,12 @@ def check_figure(folder: Path) -> list[str]:
         except Exception as error:  # of whatever kind: the other figures are still to be checked
             what = str(error) if isinstance(error, UserError) else " ".join(f"{type(error).__name__}: {error}".split())
             return [f"{label}: NOT HELD: cannot be drawn: {what}"]
-        lines = []
-        for path in sorted(folder.iterdir()):
-            again = Path(place) / folder.parent.name / folder.name / path.name
-            if path.suffix in COMPARED and (not again.is_file() or again.read_bytes() != path.read_bytes()):
-                lines.append(f"{label}/{path.name}: NOT HELD: differs from what the raw results give")
+        lines, drawn = [], Path(place) / folder.parent.name / folder.name
+        for name in sorted({path.name for path in (*folder.iterdir(), *drawn.iterdir()) if path.suffix in COMPARED}):
+            if not (folder / name).is_file():
+                lines.append(f"{label}/{name}: NOT HELD: is missing")
+            elif not (drawn / name).is_file() or (drawn / name).read_bytes() != (folder / name).read_bytes():
+                lines.append(f"{label}/{name}: NOT HELD: differs from what the raw results give")
         return lines
 
 
