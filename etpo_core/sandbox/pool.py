@@ -6,6 +6,7 @@ twice in one batch runs once.
 """
 
 import hashlib
+import os
 import queue
 import threading
 import time
@@ -105,6 +106,7 @@ class SandboxPool:
         self._lock = threading.Lock()
         self._jobs: OrderedDict[bytes, _Job] = OrderedDict()
         self._closed = False
+        self._process = os.getpid()
         self._workers: list[Worker] = []
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._executor = ThreadPoolExecutor(workers, "sandbox")
@@ -119,6 +121,8 @@ class SandboxPool:
             self.close()
             if isinstance(error, ZygoteLost):
                 raise UserError(str(error)) from None
+            if isinstance(error, OSError):
+                raise UserError(f"the executor cannot start a worker: {error}") from None
             raise
         if self.tier is Tier.D:
             why = "asked for" if tier is Tier.D else report.layers[0].detail
@@ -140,7 +144,9 @@ class SandboxPool:
         self.close()
 
     def close(self) -> None:
-        """Stops the programs that run and ends all workers; may be called twice."""
+        """Stops the programs that run and ends all workers; may be called twice. Does nothing in a fork."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             self._closed = True
             for job in self._jobs.values():
@@ -263,6 +269,8 @@ class SandboxPool:
             self._leave(jobs)
 
     def _start(self, sources: Sequence[str], data: _Data) -> list[_Job]:
+        if self._process != os.getpid():  # its threads are in the process that was forked, and it may hold the lock
+            raise UserError("the executor was opened by another process; open a new SandboxPool in this one")
         jobs = []
         with self._lock:
             if self._closed:

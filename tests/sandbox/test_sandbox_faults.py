@@ -265,3 +265,32 @@ def test_a_program_that_a_signal_ends_has_crashed(number):
     with SandboxPool(1, LONG, tier=Tier.D, allow_unsafe=True) as pool:
         outcome = pool.score(quick_body(f"import os; os.kill(os.getpid(), {int(number)})"), X, Y, [0])
     assert outcome.status is Status.CRASH and ("SIGSEGV" in outcome.message) == (number == signal.SIGSEGV), outcome
+
+
+@needs_wall
+def test_a_forked_process_is_told_to_open_a_pool_of_its_own(single):
+    assert single.score(HONEST, X, Y, [0]).status is Status.OK
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            single.score(HONEST + "# in the fork", X, Y, [0])
+        except UserError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            single.close()
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as told:
+        assert b"opened by another process; open a new SandboxPool" in told.read()
+    os.waitpid(pid, 0)
+    assert single.score(HONEST + "# after the fork", X, Y, [0]).status is Status.OK
+
+
+def test_a_worker_that_cannot_be_started_is_one_line(monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(worker_module.socket, "socketpair", refuse)
+    with pytest.raises(UserError, match="cannot start a worker: .*Too many open files"):
+        SandboxPool(1, LONG)
