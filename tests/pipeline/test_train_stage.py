@@ -3,6 +3,7 @@
 All but one of the runs are made in this process; the one in a process of its own is killed, and goes on here.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -190,12 +191,13 @@ def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch):
     def run(command, **_):
         if "pipeline.train" in command:
             began.append(command)
-            time.sleep(0.2)
+            time.sleep(0.5)  # until the main thread waits: within a finaliser the interrupt would be lost
             if command is began[0]:
                 os.kill(os.getpid(), signal.SIGINT)
         return subprocess.CompletedProcess(command, 130, "", "stopped")
 
     monkeypatch.setattr(subprocess, "run", run)
+    gc.collect()
     with pytest.raises(KeyboardInterrupt):
         complete("smoke", workers=2, minutes=1)
     assert 1 <= len(began) <= 4
