@@ -7,11 +7,9 @@ environment (OPENAI_API_KEY, OPENAI_BASE_URL), so any server that speaks the pro
 repeats requests that failed; what it gives up on is told to the user in one line, with the server's own words.
 """
 
-import ast
 import asyncio
 import os
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Action, Prompt
+from etpo_paper.model.answers import extract_body
 
 SYSTEM = (
     "You complete a Python file that trains a scikit-learn classifier. The user sends the file with a gap where the "
@@ -243,96 +242,3 @@ def _words(said: Any) -> str:
         case {"message": inner} | {"error": inner} | {"detail": inner} | [inner, *_] if inner:
             return _words(inner)
     return " ".join(str(said or "no message").split())
-
-
-# From an answer to a body ------------------------------------------------------------------------------------------
-
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-_HEAD = re.compile(r"^[ \t]*def build_model\b", re.MULTILINE)
-_SIGNATURE = re.compile(r"^([ \t]*)def build_model\b.*?:[ \t]*(?:#[^\n]*)?$", re.DOTALL | re.MULTILINE)
-
-
-def extract_body(answer: str) -> str:
-    """The body of `build_model` in a chat model's answer, indented by four spaces.
-
-    Of several fenced blocks, the one with the function is taken, or else the longest. Of a whole file, everything above
-    the function moves into the body and everything below it is dropped. Tabs and any indentation are accepted. Text
-    that is no Python is returned as it is: the environment reports the error, and the model may reflect on it.
-
-    Args:
-        answer: the text of the answer.
-
-    Returns:
-        The body, ending in a newline; "" if there is none.
-    """
-    text = answer.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
-    blocks = _FENCE.findall(text)
-    if blocks:
-        text = next((block for block in blocks if _HEAD.search(block)), max(blocks, key=len))
-    text = _dedent(text)
-    if _HEAD.search(text):
-        text = _function_body(text)
-    text = _without_return(_dedent(text)).strip("\n")
-    return textwrap.indent(text, "    ") + "\n" if text.strip() else ""
-
-
-def _function_body(text: str) -> str:
-    """The body of `build_model` in a text that defines it, docstring and signature removed."""
-    try:
-        module = ast.parse(text)
-        function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "build_model")
-    except (SyntaxError, ValueError, StopIteration):
-        # The text is incomplete or broken. The body is then the lines below the signature that are indented deeper.
-        signature = _SIGNATURE.search(text)
-        if signature is None:
-            return text
-        before, depth = text[: signature.start()], len(signature.group(1))
-        lines = text[signature.end() :].strip("\n").split("\n")
-        end = next(
-            (i for i, line in enumerate(lines) if line.strip() and len(line) - len(line.lstrip()) <= depth), len(lines)
-        )
-        imports = [line for line in before.split("\n") if re.match(r"(?:import|from) ", line)]
-        return "\n".join([*imports, _dedent("\n".join(lines[:end]))])
-    lines = text.split("\n")
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    above = module.body[1:] if ast.get_docstring(module) is not None else module.body
-    parts = [
-        "\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in above if node.lineno < function.lineno
-    ]
-    if body:
-        inner = lines[_first_line(body[0]) - 1 : body[-1].end_lineno]
-        if body[0].lineno == function.lineno:  # def build_model(...): model = ...
-            inner[0] = " " * body[0].col_offset + lines[body[0].lineno - 1][body[0].col_offset :]
-        parts.append(_dedent("\n".join(inner)))
-    return "\n".join(parts)
-
-
-def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def _without_return(text: str) -> str:
-    """The text without a final `return model`, which the environment adds itself."""
-    return re.sub(r"\n*^return[ \t]+model[ \t]*(?:#[^\n]*)?\s*\Z", "", text, flags=re.MULTILINE)
-
-
-def _dedent(text: str) -> str:
-    """The text with its outermost lines in column 0, even if only its first line lacks the indentation.
-
-    A model that continues behind the four spaces of the prompt leaves them out in its first line and nowhere else.
-    """
-    lines = [line.rstrip() if not line.strip() else line for line in text.strip("\n").split("\n")]
-    plain = textwrap.dedent("\n".join(lines))
-    if _parses(plain):
-        return plain
-    shifted = lines[0].lstrip() + "\n" + textwrap.dedent("\n".join(lines[1:]))
-    return shifted if _parses(shifted) else plain
-
-
-def _parses(text: str) -> bool:
-    try:
-        ast.parse("def body():\n" + textwrap.indent(text, "    ") + "\n    pass\n")
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    return True

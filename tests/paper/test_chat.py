@@ -1,6 +1,5 @@
 """The chat agent against a real HTTP server that speaks the protocol, well and badly."""
 
-import ast
 import asyncio
 import contextlib
 import json
@@ -15,9 +14,9 @@ import pytest
 import torch
 
 from etpo_core.errors import UserError
-from etpo_paper.environment.prompts import Prompt, program, task_prompt
+from etpo_paper.environment.prompts import Prompt, task_prompt
 from etpo_paper.model import chat
-from etpo_paper.model.chat import ChatAgent, extract_body
+from etpo_paper.model.chat import ChatAgent
 
 BODY = "    from sklearn.svm import SVC\n    model = SVC(probability=True).fit(x_train, y_train)\n"
 PROMPT = task_prompt("Toy", features=3, rows=10)
@@ -327,107 +326,3 @@ def test_a_server_that_is_not_there(monkeypatch):
 def test_an_address_that_is_none(url):
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
         ChatAgent("toy", base_url=url, api_key="secret")
-
-
-# From an answer to a body ------------------------------------------------------------------------------------------
-
-PLAIN = "from sklearn.svm import SVC\nmodel = SVC(probability=True).fit(x_train, y_train)\n"
-FUNCTION = (
-    "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
-    '    """Trains.\n\n    A lot.\n    """\n'
-    "    # a comment\n"
-    "    from sklearn.svm import SVC\n"
-    "    model = SVC(probability=True).fit(x_train, y_train)\n"
-    "    return model\n"
-)
-
-
-def indented(text: str, by: str) -> str:
-    return "".join(by + line for line in text.splitlines(keepends=True))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    {
-        "as asked": BODY,
-        "no indentation": PLAIN,
-        "two spaces": indented(PLAIN, "  "),
-        "eight spaces": indented(PLAIN, " " * 8),
-        "tabs": indented(PLAIN, "\t"),
-        "first line without": PLAIN.replace("\nmodel", "\n    model"),
-        "windows line ends": BODY.replace("\n", "\r\n"),
-        "no last newline": BODY.rstrip(),
-        "blank lines around": "\n\n" + BODY + "\n\n",
-        "with return": BODY + "    return model\n",
-        "with return, bare": PLAIN + "return model  # done",
-        "fenced": f"Here you are:\n\n```python\n{BODY}```\nThis trains a classifier.",
-        "fenced, no language": f"```\n{PLAIN}```",
-        "fenced with tildes": f"~~~python\n{PLAIN}~~~",
-        "fenced, cut short": f"```python\n{BODY}",
-        "fenced, indented fence": f"1. Do this:\n   ```python\n{BODY}   ```\n",
-        "two blocks": f"First\n```bash\npip install x\n```\nthen\n```python\n{BODY}```",
-        "function": FUNCTION,
-        "function, indented": indented(FUNCTION, "    "),
-        "function, fenced": f"Sure!\n```python\n{FUNCTION}```\nDone.",
-        "function, cut short": FUNCTION.replace("    return model\n", ""),
-        "function, used below": f"{FUNCTION}\n\nmodel = build_model(x, y)\nprint(model)\n",
-        "function with long signature": FUNCTION.replace(
-            "(x_train: np.ndarray, y_train: np.ndarray):", "(\n    x_train: np.ndarray,\n    y_train: np.ndarray,\n):"
-        ),
-        "imports above the function": (
-            "from sklearn.svm import SVC\n\n" + FUNCTION.replace("    from sklearn.svm import SVC\n", "")
-        ),
-    }.items(),
-    ids=lambda item: item[0],
-)
-def test_bodies_are_found(answer):
-    body = extract_body(answer[1])
-    assert [line for line in body.splitlines() if line.strip() and "#" not in line] == BODY.splitlines()
-    assert body.endswith("\n") and not body.endswith("\n\n")
-    ast.parse(program(body))
-
-
-def test_nested_blocks_keep_their_shape():
-    body = "if len(x_train) > 5:\n    for k in (1, 2):\n        model = k\nelse:\n    model = 0"
-    assert extract_body(body) == indented(body, "    ") + "\n"
-    inside = "    if a:\n        model = 1\n\n    else:\n        model = 2\n"
-    assert extract_body(inside) == inside
-
-
-def test_helpers_above_the_function_move_in_and_the_rest_stays_out():
-    answer = (
-        '"""A file."""\nimport numpy as np\n\n@decorate\ndef helper(a):\n    return a\n\n'
-        "def build_model(x_train, y_train):\n    model = helper(1)\n    return model\n\ndef after():\n    pass\n"
-    )
-    assert extract_body(answer) == (
-        "    import numpy as np\n    @decorate\n    def helper(a):\n        return a\n    model = helper(1)\n"
-    )
-
-
-def test_a_function_cut_off_in_the_middle_keeps_what_came():
-    answer = f"```python\nimport math\n{FUNCTION.split('    return')[0]}    other = SVC("
-    body = extract_body(answer)
-    assert body.startswith("    import math\n") and body.endswith("    other = SVC(\n")
-    assert "def build_model" not in body and BODY.splitlines()[1] in body.splitlines()
-
-
-def test_one_line_functions():
-    assert extract_body("def build_model(x_train, y_train): model = 3; other = 4") == "    model = 3; other = 4\n"
-
-
-def test_an_inner_return_stays():
-    body = "    def f():\n        return model\n    model = f()\n    return f()\n"
-    assert extract_body(body) == body
-
-
-@pytest.mark.parametrize("answer", ["", "\n \n", "```python\n```", "```", "def build_model(x_train, y_train):\n"])
-def test_nothing_is_nothing(answer):
-    assert extract_body(answer).strip() in ("", "```")
-
-
-@pytest.mark.parametrize("answer", ["I cannot do that.", "model = (", "def build_model", "\x00", "a\x00b\n  c"])
-def test_what_is_no_python_comes_through_for_the_environment_to_refuse(answer):
-    body = extract_body(answer)
-    assert body.strip()
-    with pytest.raises((SyntaxError, ValueError)):
-        ast.parse(program(body))
