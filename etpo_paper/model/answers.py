@@ -133,16 +133,11 @@ def _blocks(text: str) -> tuple[list[str], str]:
 def _block(lines: list[str], fence: str, rest: str) -> tuple[str, int]:
     """The block below an opening fence with `rest` on its line, and the number of lines up to its closing fence."""
     first = [rest.lstrip()] if _CODE.match(rest) else []
-    closing = re.compile(rf"(.*?){fence}{fence[0]}*[ \t]*")
-    closed = [(k, match[1]) for k, line in enumerate(lines) if fence in line and (match := closing.fullmatch(line))]
-    alone = [(k, "") for k, before in closed if not before.strip()][:_TRIES]
-    behind_code = [(k, before) for k, before in closed if before.strip()][:_TRIES]
-    ends = [*alone, (len(lines), ""), *behind_code]
-    for k, before in ends:
-        block = "\n".join([*first, *lines[:k], *([before] if before else [])])
-        if not block.strip() or _plain(block) is not None:
-            return block, k + 1
-    return "\n".join([*first, *lines[: ends[0][0]]]), ends[0][0] + 1
+    closing = re.compile(rf"[ \t]*{fence}{fence[0]}*[ \t]*")
+    ends = [k for k, line in enumerate(lines) if closing.fullmatch(line)][:_TRIES] + [len(lines)]
+    blocks = ("\n".join([*first, *lines[:k]]) for k in ends)
+    found = next((i for i, block in enumerate(blocks) if not block.strip() or _plain(block) is not None), 0)
+    return "\n".join([*first, *lines[: ends[found]]]), ends[found] + 1
 
 
 def _without_prose(text: str) -> Iterator[str]:
@@ -394,7 +389,6 @@ def _inner(code: str, tree: ast.Module, function: ast.FunctionDef) -> str | None
     if (
         [arg.arg for arg in a.posonlyargs + a.args] != ["x_train", "y_train"]
         or a.defaults or a.vararg or a.kwonlyargs or a.kwarg or function.decorator_list
-        or any(isinstance(n, ast.Global | ast.Yield | ast.YieldFrom) for n in ast.walk(function))
         or not all(isinstance(n, ast.Import | ast.ImportFrom) for n in others)
         or any(isinstance(n, ast.ImportFrom) and (n.module == "__future__" or n.names[0].name == "*") for n in others)
     ):  # fmt: skip

@@ -114,6 +114,7 @@ WRONG = WHOLE.replace("C=3", "C=1")
 OLD = "def build_model(x_train, y_train):\n    model = LogReg(C=1).fit(x_train, y_train)\n    return model\n"
 BROKEN = "def build_model(x_train, y_train):\n    model = LR((C=1)\n    return model\n"
 USAGE = "import pandas as pd\ndata = pd.read_csv('train.csv')\nX, y = data, data['label']\nmodel = build_model(X, y)\n"
+LINES = "print(model.predict(X))\n" * 30
 PROMPT = task_prompt("Toy", 2, 8)
 AGAIN = reflection_prompt("Toy", 2, 8, "    model = LogReg(\n", "SyntaxError: '(' was never closed")
 AFTER_FILE = reflection_prompt("Toy", 2, 8, "import absent\n" + WRONG, "ModuleNotFoundError: absent")
@@ -138,12 +139,13 @@ CANDIDATES = {
     "two files, the last is meant": f"First try:\n{fenced(WRONG)}Better:\n{fenced(WHOLE)}",
     "the old function, then a body": f"The problem:\n{fenced(OLD)}Fixed:\n{fenced(RIGHT)}",
     "the old function after the new one": f"{fenced(WHOLE)}It was before:\n{fenced(OLD)}",
-    "a longer example below": f"{fenced(WHOLE)}Usage:\n{fenced(USAGE + 'print(model)' * 30)}",
-    "a longer example below a body": f"{fenced(RIGHT)}Usage:\n{fenced(USAGE + 'print(model)' * 30)}",
+    "a longer example below": f"{fenced(WHOLE)}Usage:\n{fenced(USAGE + LINES)}",
+    "a longer example below a body": f"{fenced(RIGHT)}Usage:\n{fenced(USAGE + LINES)}",
     "an example in the file": fenced(f"{WHOLE}\n{USAGE}print(model.score(X, y))\n"),
     "a draft that is complete, the last cut short": f"{fenced(WHOLE)}Better:\n```python\n{BROKEN[:70]}",
     "the whole file again": fenced(AGAIN.prefix + RIGHT + AGAIN.suffix),
     "the whole file again, less our comments": fenced(f"{BROKEN}\n\n{WHOLE}"),
+    "a broken function, then one of its own": fenced(f"{BROKEN}\n\n{WHOLE}").replace("y_train", "labels"),
     "the whole file again, no fence": AGAIN.prefix + RIGHT + AGAIN.suffix,
     "the whole file after a file": fenced(AFTER_FILE.prefix + RIGHT + AFTER_FILE.suffix),
     "the whole file, imports at its top": fenced(
@@ -265,11 +267,19 @@ model = train(data, labels)
 print(model)
 """,
     "another name with a helper": """
-def fit(m, X, y):
-    return m.fit(X, y)
+def fit(X, y):
+    return LR(C=3).fit(X, y)
 
 def train(X, y):
-    return fit(LR(C=3), X, y)
+    return fit(X, y)
+""",
+    "an example below, and what the function reads": """
+def build_model(X, y):
+    return LR(C=C).fit(X, y)
+
+C = 3
+X, y = load("train.csv")
+print(build_model(X, y))
 """,
     "a script": """
 def train(X, y):
@@ -355,6 +365,11 @@ def test_what_is_a_body_in_other_words_becomes_one():
     assert extract_body(fenced(IMPORT + WHOLE.replace(f"    {IMPORT}", "    # Fits.\n"))) == (
         f"    {IMPORT}    # Fits.\n    model = LR(C=3).fit(x_train, y_train)\n"
     )
+
+
+def test_line_ends_and_a_byte_order_mark_are_all_that_is_lost():
+    text = RIGHT.replace("C=3", "C=3, solver='“\u00a0”'")
+    assert extract_body("\ufeff" + text.replace("\n", "\r\n")) == text
 
 
 def test_a_module_is_left_as_it_is():
