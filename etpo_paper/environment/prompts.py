@@ -39,14 +39,14 @@ class Action:
 
     Attributes:
         body: text of the body of `build_model`, or of a whole module.
-        token_count: number of tokens of the answer.
+        token_count: number of tokens of the answer; None where a server does not count them.
         tokens: the sampled token ids, including the end token; empty for a model behind an endpoint.
         log_probs: log mu of each token, where mu is the distribution it was drawn from; empty likewise.
         finished: False if the answer reached the length limit before its end token.
     """
 
     body: str
-    token_count: int
+    token_count: int | None
     tokens: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     finished: bool = True
