@@ -66,7 +66,7 @@ def run_stage(run: Run, settings: Settings) -> None:
     if chat is not None:
         from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
 
-        agent = ChatAgent.from_environment(chat)
+        agent = ChatAgent.from_environment(chat, **settings.chat.plain())
         if agent is None and not first:
             return
         if agent is None and run.state.exists():
@@ -98,11 +98,21 @@ def run_stage(run: Run, settings: Settings) -> None:
                     best=f"{row['best_reward']:.3f}",
                     runs=f"{row['share_runs']:.0%}",
                     kl=f"{row.get('kl_per_action', 0.0):.2f}",
-                    tok_s=f"{row['tokens_per_second']:.0f}",
+                    tok_s="?" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:.0f}",
                 )
         walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
     if not first:
         return
+    more = {}
+    if chat is not None:
+        try:
+            agent.check_answers()
+        except UserError:
+            run.state.unlink(missing_ok=True)  # there is nothing to go on from
+            raise
+        more["chat"] = {"endpoint": agent.endpoint, "refused": agent.refused, **agent.counts}
+        if agent.counts["empty"]:
+            print(f"{run.folder}: some answers were empty ({agent.empty_answers()})")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
     host = {
@@ -122,6 +132,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         status="finished",
         device=device_name(device),
         decoder=getattr(agent, "decoder_name", None),
+        **more,
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
 

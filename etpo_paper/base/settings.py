@@ -105,6 +105,14 @@ class Training(Typed):
     samples_per_update: Whole
 
 
+class Chat(Typed):
+    """How a chat endpoint is asked."""
+
+    wait_seconds: Seconds
+    at_once: Count
+    retries: Whole
+
+
 class Runs(Typed):
     """What happens to runs that are finished."""
 
@@ -208,6 +216,7 @@ class Defaults(Typed):
     environment: Environment
     sandbox: Sandbox
     training: Training
+    chat: Chat
     runs: Runs
     methods: Section
     evaluation: Evaluation

@@ -86,7 +86,7 @@ def collect(
                 ended=ended,
             )
             # Every step of sampling asks for numbers once, up to the end of the longest action.
-            distributed.align(generator, max(a.token_count for a in written))
+            distributed.align(generator, max(a.token_count or 0 for a in written))
             actions = distributed.merge(written)
             taken = environments.step([a.body for a in actions])
         for action, step in zip(actions, taken, strict=True):

@@ -1,26 +1,31 @@
 """A chat model behind an OpenAI-compatible endpoint as an agent: the baseline "Reflection (GPT-4)".
 
 The other agents continue a Python file. A chat model is asked to: `ChatAgent.generate` sends each state as a user
-message, under a system message that asks for the body of `build_model` and nothing else, and `extract_body` finds the
-body in the answer, whether it is a fenced block, a whole function or wrongly indented. Key and endpoint come from the
-environment (OPENAI_API_KEY, OPENAI_BASE_URL), so any server that speaks the protocol will do. The `openai` client
-repeats requests that failed; what it gives up on is told to the user in one line, with the server's own words.
+message, under a system message that asks for the body of `build_model` and nothing else, and `answers` finds the code
+in what comes back. Key and endpoint come from the environment (OPENAI_API_KEY, OPENAI_BASE_URL), so any server that
+speaks the protocol will do.
+
+The `openai` client repeats requests that failed, after the time that the server asks for (Retry-After in seconds or as
+a date, retry-after-ms) or else after 0.5, 1, 2, 4 and then 8 seconds, somewhat less at random. A field that the server
+names in refusing a request, and that an answer can be had without, is left out or renamed from then on. What is given
+up on is told to the user in one line, with the server's own words.
 """
 
-import ast
 import asyncio
+import copy
 import os
 import re
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import openai
 import torch
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Action, Prompt
+from etpo_paper.model.answers import extract_body
 
 SYSTEM = (
     "You complete a Python file that trains a scikit-learn classifier. The user sends the file with a gap where the "
@@ -30,11 +35,34 @@ SYSTEM = (
 )
 GAP = "    # (the gap)\n"
 
-# How often the client repeats a request when the server is busy, fails or cannot be reached. It waits 0.5, 1, 2, 4 and
-# 8 seconds, somewhat less at random, or as long as the server asks for.
-RETRIES = 5
-TIMEOUT = 120.0  # seconds until a request without an answer is tried again; the client's own limit is ten minutes
-AT_ONCE = 8  # requests in flight
+# What a server may refuse, as it may call it. The limit is then sent as max_completion_tokens, as newer models call it,
+# what the system message says goes in front of the user's, and the others are left out.
+OPTIONAL = {
+    "seed": re.compile(r"\bseed\b"),
+    "temperature": re.compile(r"\btemperature\b"),
+    "max_tokens": re.compile(r"\bmax_(?:completion_)?tokens\b"),
+    "system": re.compile(
+        r"\bsystem\b.{0,20}\b(?:role|message|prompt|instruction)|\brole\b.{0,30}\bsystem\b"
+        r"|\broles must alternate\b|\bdeveloper instruction",
+        re.IGNORECASE,
+    ),
+}
+
+
+class Answer(NamedTuple):
+    """An answer of the endpoint.
+
+    Attributes:
+        text: its content; "" if there is none.
+        reason: why it ended, e.g. "stop" or "length"; "refusal" if the model refuses, "unknown" if nobody says.
+        sent: tokens of the request as the server counts them; None if it does not.
+        received: tokens of the answer, likewise.
+    """
+
+    text: str
+    reason: str
+    sent: int | None = None
+    received: int | None = None
 
 
 class ChatAgent:
@@ -44,19 +72,34 @@ class ChatAgent:
         model: name of the model at the endpoint.
         base_url: address of the endpoint; None for OPENAI_BASE_URL, or else OpenAI's own.
         api_key: None for OPENAI_API_KEY.
+        wait_seconds: how long an answer is waited for, and then asked for again.
+        at_once: requests in flight.
+        retries: how often a request is repeated when the server is busy, fails or cannot be reached.
 
     Attributes:
-        prompt_tokens: tokens sent so far, as the server counts them; 0 if it does not.
-        completion_tokens: tokens received so far, likewise.
-        action_tokens: tokens of each answer of the last `generate`, in order, likewise.
+        endpoint: address of the endpoint without user, password and query.
+        refused: those fields of `OPTIONAL` that the server has refused.
+        action_tokens: tokens of each answer of the last `generate`, in order; None where the server does not count.
+        reasons: why each of these answers ended, see `Answer`.
+        counts: of all answers so far: "prompt_tokens" and "completion_tokens", None as soon as one was not counted;
+            "answers" and "empty", the number of all and of those without code by the reason why they ended.
 
     Raises:
         UserError: there is no key, or the address is not one of a web server.
     """
 
-    def __init__(self, model: str = "gpt-4", base_url: str | None = None, api_key: str | None = None):
+    def __init__(
+        self,
+        model: str = "gpt-4",
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        wait_seconds: float = 120,
+        at_once: int = 8,
+        retries: int = 5,
+    ):
         """Checks key and address; nothing is sent yet."""
-        self.model = model
+        self.model, self.wait_seconds, self.at_once, self.retries = model, wait_seconds, at_once, retries
         key = api_key or os.environ.get("OPENAI_API_KEY")
         if not key:
             raise UserError(f"no key for the chat model {model}: set OPENAI_API_KEY (and OPENAI_BASE_URL)")
@@ -69,19 +112,27 @@ class ChatAgent:
         except (openai.OpenAIError, ValueError) as error:
             line = " ".join(str(error).split())
             raise UserError(f"the address of the chat endpoint is wrong ({line}); check OPENAI_BASE_URL") from None
-        self.endpoint = re.sub(r"//[^/@]*@", "//", address).rstrip("/")  # without a password
-        self._limit = "max_tokens"
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.action_tokens: list[int] = []
+        parts = urlsplit(address)
+        self.endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+        self.refused: list[str] = []
+        self.action_tokens: list[int | None] = []
+        self.reasons: list[str] = []
+        self.counts: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "answers": {}, "empty": {}}
+        self._rounds = 0
 
     @classmethod
-    def from_environment(cls, model: str = "gpt-4") -> "ChatAgent | None":
+    def from_environment(cls, model: str = "gpt-4", **patience: Any) -> "ChatAgent | None":
         """The agent that the environment describes, or None without a key."""
-        return cls(model) if os.environ.get("OPENAI_API_KEY") else None
+        return cls(model, **patience) if os.environ.get("OPENAI_API_KEY") else None
 
     def _client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(api_key=self._key, base_url=self._base_url, max_retries=RETRIES, timeout=TIMEOUT)
+        return openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self._base_url,
+            max_retries=self.retries,
+            timeout=self.wait_seconds,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_as_it_is_meant]}),
+        )
 
     def generate(
         self,
@@ -102,18 +153,18 @@ class ChatAgent:
             ended: called with each body, in the order of the prompts, as soon as it and those before it are there.
 
         Returns:
-            Bodies of `build_model`, indented by four spaces, in the order of the prompts; "" for an empty answer.
+            Actions, see `answers`, in the order of the prompts; "" for an empty answer.
 
         Raises:
             UserError: the server cannot be reached, refuses, or does not speak the protocol.
         """
         bodies: list[str] = []
-        self.action_tokens = []
+        self.action_tokens, self.reasons = [], []
 
         async def ask_all() -> None:
-            slots = asyncio.Semaphore(AT_ONCE)
+            slots = asyncio.Semaphore(self.at_once)
 
-            async def ask(prompt: Prompt, seed: int) -> tuple[str, int, int]:
+            async def ask(prompt: Prompt, seed: int) -> Answer:
                 async with slots:
                     return await self._ask(client, prompt, temperature, max_new_tokens, seed)
 
@@ -121,11 +172,9 @@ class ChatAgent:
                 asked = [asyncio.create_task(ask(prompt, seed + i)) for i, prompt in enumerate(prompts)]
                 try:
                     for task in asked:
-                        text, sent, received = await task
-                        self.prompt_tokens += sent
-                        self.completion_tokens += received
-                        self.action_tokens.append(received)
-                        bodies.append(extract_body(text))
+                        answer = await task
+                        bodies.append(extract_body(answer.text))
+                        self._count(answer, bodies[-1])
                         if ended is not None:
                             ended(bodies[-1])
                 finally:  # after an error or Ctrl-C no answer is waited for
@@ -142,6 +191,31 @@ class ChatAgent:
                 other.submit(asyncio.run, ask_all()).result()
         return bodies
 
+    def _count(self, answer: Answer, body: str) -> None:
+        self.action_tokens.append(answer.received)
+        self.reasons.append(answer.reason)
+        for name, more in (("prompt_tokens", answer.sent), ("completion_tokens", answer.received)):
+            before = self.counts[name]
+            self.counts[name] = None if before is None or more is None else before + more
+        for name in ("answers",) if body else ("answers", "empty"):
+            self.counts[name][answer.reason] = self.counts[name].get(answer.reason, 0) + 1
+
+    def check_answers(self) -> None:
+        """Stops a run that would learn nothing of the model.
+
+        Raises:
+            UserError: none of the answers so far holds any code.
+        """
+        if self.counts["answers"] and self.counts["answers"] == self.counts["empty"]:
+            raise UserError(
+                f"chat endpoint {self.endpoint}: all answers of {self.model} are empty ({self.empty_answers()}); "
+                "if they end by length, raise training.max_new_tokens: a model's thoughts count as well"
+            )
+
+    def empty_answers(self) -> str:
+        """How many answers held no code, by the reason why they ended; "" if all did."""
+        return ", ".join(f"finish reason {reason}: {count}" for reason, count in sorted(self.counts["empty"].items()))
+
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """No token ids: those of a model behind an endpoint are not known."""
         return ()
@@ -154,11 +228,12 @@ class ChatAgent:
         """Does nothing, because the model does not change."""
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing: the model is stored behind its endpoint."""
-        return {}
+        """What was counted so far; the model is stored behind its endpoint."""
+        return {"counts": copy.deepcopy(self.counts), "rounds": self._rounds}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Does nothing, see `get_state`."""
+        """Restores what `get_state` returned."""
+        self.counts, self._rounds = copy.deepcopy(state["counts"]), state["rounds"]
 
     def act(
         self,
@@ -177,46 +252,52 @@ class ChatAgent:
         """
         seed = int(torch.randint(2**31, (), generator=generator))
         bodies = self.generate(prompts, temperature, max_new_tokens, seed, ended)
-        return [Action(body, count) for body, count in zip(bodies, self.action_tokens, strict=True)]
+        self._rounds += 1
+        if self._rounds > 1:
+            self.check_answers()
+        answers = zip(bodies, self.action_tokens, self.reasons, strict=True)
+        return [Action(body, count, finished=reason != "length") for body, count, reason in answers]
 
     async def _ask(
         self, client: openai.AsyncOpenAI, prompt: Prompt, temperature: float, max_new_tokens: int, seed: int
-    ) -> tuple[str, int, int]:
-        """The text of the answer, and how many tokens were sent and received."""
-        limit = self._limit  # another request may learn the newer name meanwhile
+    ) -> Answer:
+        refused = set(self.refused)  # another request may learn more meanwhile
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": prompt.prefix + GAP + prompt.suffix},
+        ]
+        if "system" in refused:
+            messages = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
+        fields = {"temperature": temperature, "seed": seed, "max_tokens": max_new_tokens}
+        fields = {name: value for name, value in fields.items() if name not in refused}
+        fields.setdefault("max_tokens" if "max_tokens" in fields else "max_completion_tokens", max_new_tokens)
         try:
-            answer = await client.chat.completions.create(
-                model=self.model,
-                messages=[
-                    {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": prompt.prefix + GAP + prompt.suffix},
-                ],
-                temperature=temperature,
-                seed=seed,
-                extra_body={limit: max_new_tokens},
-            )
+            create: Any = client.chat.completions.create
+            answer = await create(model=self.model, messages=messages, extra_body=fields)
         except openai.APIError as error:
-            if limit == "max_tokens" and (error.param == limit or "max_completion_tokens" in error.message):
-                self._limit = "max_completion_tokens"  # newer models call it so
-                return await self._ask(client, prompt, temperature, max_new_tokens, seed)
-            raise self._refusal(error) from None
+            if error.code == "content_filter":  # of this prompt alone
+                return Answer("", "content_filter")
+            named = _named(error, OPTIONAL.keys() - refused)
+            if named is None:
+                raise self._refusal(error) from None
+            if named not in self.refused:
+                self.refused.append(named)
+            return await self._ask(client, prompt, temperature, max_new_tokens, seed)
         except ValueError:  # a body that is no JSON
             raise self._refusal(None) from None
         try:
-            text, usage = answer.choices[0].message.content, answer.usage
-            sent = int(usage.prompt_tokens or 0) if usage else 0
-            received = int(usage.completion_tokens or 0) if usage else 0
-            if not isinstance(text, str | None):
-                raise TypeError
+            return _read(answer)
         except (AttributeError, IndexError, TypeError, ValueError):
-            raise self._refusal(getattr(answer, "error", None)) from None
-        return text or "", sent, received
+            raise self._refusal(_error_in(answer)) from None
 
     def _refusal(self, error: Any) -> UserError:
         """What the user is told of an error of the client, of an `error` in an answer, or of an answer that is none."""
         where = f"chat endpoint {self.endpoint}"
         if isinstance(error, openai.APITimeoutError):
-            return UserError(f"{where} does not answer in time; check OPENAI_BASE_URL or try again later")
+            return UserError(
+                f"{where} does not answer within {self.wait_seconds:g} s, with {self.at_once} requests at once and "
+                f"{self.retries} retries; raise chat.wait_seconds or lower chat.at_once in params.yaml"
+            )
         if isinstance(error, openai.APIConnectionError):
             return UserError(f"{where} cannot be reached; check OPENAI_BASE_URL and the network")
         words = _words(getattr(error, "body", error))
@@ -229,7 +310,9 @@ class ChatAgent:
                     f"{where} has no model {self.model} (404: {words}); check the name and OPENAI_BASE_URL"
                 )
             case openai.RateLimitError():
-                return UserError(f"{where} takes no more requests (429: {words}); try again later")
+                return UserError(
+                    f"{where} takes no more requests (429: {words}); try later or raise chat.retries in params.yaml"
+                )
             case openai.APIStatusError():
                 return UserError(f"{where} answers {error.status_code} ({words}); see that server's log")
             case dict() | str():
@@ -237,102 +320,56 @@ class ChatAgent:
         return UserError(f"{where} answers with something else than a chat completion; check OPENAI_BASE_URL")
 
 
+async def _as_it_is_meant(response: Any) -> None:
+    """Gives an error that came with status 200 the status that it names, so that the client does as it says."""
+    if response.status_code != 200:
+        return
+    await response.aread()
+    try:
+        content = response.json()
+        code = int(_error_in(content[0] if isinstance(content, list) else content)["code"])
+    except (ValueError, TypeError, KeyError, IndexError):
+        return
+    if 400 <= code < 600:
+        response.status_code = code
+
+
+def _error_in(answer: Any) -> Any:
+    """The field `error` of an answer, or of the first in a list."""
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    return answer.get("error") if isinstance(answer, dict) else getattr(answer, "error", None)
+
+
+def _named(error: openai.APIError, names: Collection[str]) -> str | None:
+    """The field that a server names in refusing a request."""
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError | openai.InternalServerError):
+        return None
+    said = f"{error.param}: {_words(error.body or error.message)}"
+    return next((name for name, pattern in OPTIONAL.items() if name in names and pattern.search(said)), None)
+
+
+def _read(answer: Any) -> Answer:
+    """What matters of a chat completion; raises an error of Python if it is none."""
+    choice, usage = answer.choices[0], answer.usage
+    content = choice.message.content
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] in ("text", "output_text"))
+    if not isinstance(content, str | None):
+        raise TypeError("content is neither text nor a list of parts")
+    reason = "refusal" if getattr(choice.message, "refusal", None) else choice.finish_reason or "unknown"
+    sent, received = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return Answer(
+        content or "", str(reason), None if sent is None else int(sent), None if received is None else int(received)
+    )
+
+
 def _words(said: Any) -> str:
     """The message in the body of an error, on one line. Servers wrap it in different ways."""
     match said:
-        case {"message": inner} | {"error": inner} | {"detail": inner} | [inner, *_] if inner:
+        case {"loc": [*_, field], "msg": inner}:
+            return f"{field}: {_words(inner)}"
+        case {"message": inner, "metadata": {"raw": str(raw)}}:
+            return f"{_words(inner)}: {_words(raw)}"
+        case {"message": inner} | {"error": inner} | {"detail": inner} | {"msg": inner} | [inner, *_] if inner:
             return _words(inner)
     return " ".join(str(said or "no message").split())
-
-
-# From an answer to a body ------------------------------------------------------------------------------------------
-
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n]*\n(.*?)(?:^[ \t]*(?:```|~~~)[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-_HEAD = re.compile(r"^[ \t]*def build_model\b", re.MULTILINE)
-_SIGNATURE = re.compile(r"^([ \t]*)def build_model\b.*?:[ \t]*(?:#[^\n]*)?$", re.DOTALL | re.MULTILINE)
-
-
-def extract_body(answer: str) -> str:
-    """The body of `build_model` in a chat model's answer, indented by four spaces.
-
-    Of several fenced blocks, the one with the function is taken, or else the longest. Of a whole file, everything above
-    the function moves into the body and everything below it is dropped. Tabs and any indentation are accepted. Text
-    that is no Python is returned as it is: the environment reports the error, and the model may reflect on it.
-
-    Args:
-        answer: the text of the answer.
-
-    Returns:
-        The body, ending in a newline; "" if there is none.
-    """
-    text = answer.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
-    blocks = _FENCE.findall(text)
-    if blocks:
-        text = next((block for block in blocks if _HEAD.search(block)), max(blocks, key=len))
-    text = _dedent(text)
-    if _HEAD.search(text):
-        text = _function_body(text)
-    text = _without_return(_dedent(text)).strip("\n")
-    return textwrap.indent(text, "    ") + "\n" if text.strip() else ""
-
-
-def _function_body(text: str) -> str:
-    """The body of `build_model` in a text that defines it, docstring and signature removed."""
-    try:
-        module = ast.parse(text)
-        function = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "build_model")
-    except (SyntaxError, ValueError, StopIteration):
-        # The text is incomplete or broken. The body is then the lines below the signature that are indented deeper.
-        signature = _SIGNATURE.search(text)
-        if signature is None:
-            return text
-        before, depth = text[: signature.start()], len(signature.group(1))
-        lines = text[signature.end() :].strip("\n").split("\n")
-        end = next(
-            (i for i, line in enumerate(lines) if line.strip() and len(line) - len(line.lstrip()) <= depth), len(lines)
-        )
-        imports = [line for line in before.split("\n") if re.match(r"(?:import|from) ", line)]
-        return "\n".join([*imports, _dedent("\n".join(lines[:end]))])
-    lines = text.split("\n")
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    above = module.body[1:] if ast.get_docstring(module) is not None else module.body
-    parts = [
-        "\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in above if node.lineno < function.lineno
-    ]
-    if body:
-        inner = lines[_first_line(body[0]) - 1 : body[-1].end_lineno]
-        if body[0].lineno == function.lineno:  # def build_model(...): model = ...
-            inner[0] = " " * body[0].col_offset + lines[body[0].lineno - 1][body[0].col_offset :]
-        parts.append(_dedent("\n".join(inner)))
-    return "\n".join(parts)
-
-
-def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def _without_return(text: str) -> str:
-    """The text without a final `return model`, which the environment adds itself."""
-    return re.sub(r"\n*^return[ \t]+model[ \t]*(?:#[^\n]*)?\s*\Z", "", text, flags=re.MULTILINE)
-
-
-def _dedent(text: str) -> str:
-    """The text with its outermost lines in column 0, even if only its first line lacks the indentation.
-
-    A model that continues behind the four spaces of the prompt leaves them out in its first line and nowhere else.
-    """
-    lines = [line.rstrip() if not line.strip() else line for line in text.strip("\n").split("\n")]
-    plain = textwrap.dedent("\n".join(lines))
-    if _parses(plain):
-        return plain
-    shifted = lines[0].lstrip() + "\n" + textwrap.dedent("\n".join(lines[1:]))
-    return shifted if _parses(shifted) else plain
-
-
-def _parses(text: str) -> bool:
-    try:
-        ast.parse("def body():\n" + textwrap.indent(text, "    ") + "\n    pass\n")
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    return True

@@ -1,10 +1,11 @@
 """The style of the written programs and how it changes over training: figures and tables of the notebook `style`.
 
-The action of the agent is the body of a function. `measure` parses it, without ever running it, and says how long it
-is, which families of estimators it calls, whether it builds a pipeline and whether it prepares its data first. The
-families are scikit-learn's own subpackages (`linear_model`, `ensemble`, ...), and the estimators are looked up in the
-installed scikit-learn, so that no list here becomes outdated. The `construction` of a program is the list of estimators
-that it calls, in order; by it one can see which kind of program wins in the end and when it first appeared.
+The action of the agent is the body of a function, or a whole file. `measure` parses it, without ever running it, and
+says how long it is, which families of estimators it calls, whether it builds a pipeline and whether it prepares its
+data first. The families are scikit-learn's own subpackages (`linear_model`, `ensemble`, ...), and the estimators are
+looked up in the installed scikit-learn, so that no list here becomes outdated. The `construction` of a program is the
+list of estimators that it calls, in order; by it one can see which kind of program wins in the end and when it first
+appeared.
 """
 
 import ast
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.base import ClassifierMixin, TransformerMixin
 
-from etpo_paper.environment.prompts import program
+from etpo_paper.environment.prompts import is_module, program
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.names import counted, label, task_label
 from etpo_paper.report.results import LATE, period
@@ -96,7 +97,7 @@ def _known() -> tuple[dict[str, str], frozenset[str]]:
 
 
 def measure(body: str) -> Measures:
-    """Measures the body of `build_model`.
+    """Measures the body of `build_model`, or a whole file.
 
     Args:
         body: text of the action, indented as the agent writes it.
@@ -105,12 +106,15 @@ def measure(body: str) -> Measures:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in the agent's strings
-            function = ast.parse(program(body)).body[-1]
+            file = ast.parse(program(body)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Measures(False, lines, 0, (), (), False, NOT_PYTHON, _digest(body.strip()))
-    if not isinstance(function, ast.FunctionDef):
+    if is_module(body):
+        statements = file
+    elif isinstance(file[-1], ast.FunctionDef):
+        statements = file[-1].body[:-1]  # without the `return model` of the environment
+    else:
         return Measures(False, lines, 0, (), (), False, NOT_PYTHON, _digest(body.strip()))
-    statements = function.body[:-1]  # without the `return model` of the environment
     classifiers, transformers = _known()
     calls = [name for statement in statements for name in _calls(statement)]
     estimators = [name for name in calls if name in classifiers or name in transformers]

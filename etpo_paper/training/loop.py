@@ -106,7 +106,7 @@ def train(
             best = _better(best, records)
             steps += len(records)
             row = {"update": update, "steps": steps, **_summary(rows), **logged, "seconds": seconds}
-            row["tokens_per_second"] = row["tokens"] / seconds
+            row["tokens_per_second"] = None if row["tokens"] is None else row["tokens"] / seconds
             update += 1
             if files is not None:
                 samples = [_sample(r, *record) for r, record in zip(rows[:kept], records[:kept], strict=True)]
@@ -155,12 +155,12 @@ def _step_row(number: int, update: int, step: Step, action: Action) -> dict[str,
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    rewards = [row["reward"] for row in rows]
+    rewards, tokens = [row["reward"] for row in rows], [row["tokens"] for row in rows]
     return {
         "mean_reward": sum(rewards) / len(rewards),
         "max_reward": max(rewards),
         "share_runs": sum(row["status"] == "ok" for row in rows) / len(rows),
-        "tokens": sum(row["tokens"] for row in rows),
+        "tokens": None if None in tokens else sum(tokens),
     }
 
 

@@ -1,6 +1,5 @@
 """The chat agent against a real HTTP server that speaks the protocol, well and badly."""
 
-import ast
 import asyncio
 import contextlib
 import json
@@ -9,15 +8,16 @@ import signal
 import socket
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
 from etpo_core.errors import UserError
-from etpo_paper.environment.prompts import Prompt, program, task_prompt
-from etpo_paper.model import chat
-from etpo_paper.model.chat import ChatAgent, extract_body
+from etpo_paper.base.settings import load_defaults
+from etpo_paper.environment.prompts import Prompt, task_prompt
+from etpo_paper.model.chat import ChatAgent
 
 BODY = "    from sklearn.svm import SVC\n    model = SVC(probability=True).fit(x_train, y_train)\n"
 PROMPT = task_prompt("Toy", features=3, rows=10)
@@ -61,16 +61,20 @@ class Server:
         self._server.server_close()
 
 
-def completion(text, usage=(11, 7)):
+def completion(text, usage=(11, 7), reason="stop", **message):
     body = {
         "id": "x",
         "object": "chat.completion",
         "created": 0,
         "model": "toy",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "choices": [
+            {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text, **message}}
+        ],
     }
-    if usage:
-        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    if isinstance(usage, tuple):
+        usage = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    if usage is not None:
+        body["usage"] = usage
     return 200, {}, json.dumps(body).encode()
 
 
@@ -98,6 +102,10 @@ def server():
 @pytest.fixture
 def agent(server):
     return ChatAgent("toy", base_url=server.url, api_key="secret")
+
+
+def total(agent):
+    return agent.counts["prompt_tokens"], agent.counts["completion_tokens"]
 
 
 def refusal(agent, prompts=(PROMPT,)) -> str:
@@ -142,10 +150,10 @@ def test_answers_keep_the_order_of_the_prompts_and_tokens_are_counted(agent, ser
     prompts = [Prompt(f"#{i}#") for i in range(10)]
     assert agent.generate(prompts, seed=5) == [f"    model = {i}\n" for i in range(10)]
     assert agent.action_tokens == list(range(10))
-    assert (agent.prompt_tokens, agent.completion_tokens) == (1000, 45)
+    assert total(agent) == (1000, 45)
     assert sorted(request["seed"] for request in server.requests) == list(range(5, 15))
     agent.generate([Prompt("#3#")])
-    assert (agent.prompt_tokens, agent.completion_tokens, agent.action_tokens) == (1100, 48, [3])
+    assert (total(agent), agent.action_tokens) == ((1100, 48), [3])
 
 
 def test_bodies_are_told_while_others_are_still_being_asked_for(agent, server):
@@ -210,9 +218,23 @@ def test_it_answers_in_a_notebook_too(agent):
     assert asyncio.run(cell()) == [BODY]
 
 
-def test_a_server_that_does_not_count_tokens(agent, server):
-    server.says(completion(BODY, usage=None))
-    assert agent.generate([PROMPT]) == [BODY] and agent.action_tokens == [0]
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (None, (None, None)),
+        ({"prompt_tokens": None}, (None, None)),
+        ({"prompt_tokens": "3"}, (3, None)),
+        ({}, (None, None)),
+    ],
+    ids=str,
+)
+def test_what_a_server_does_not_count_is_missing(agent, server, usage, tokens):
+    server.says(completion(BODY), completion(BODY, usage=usage), completion(BODY))
+    assert [agent.generate([PROMPT]) for _ in range(3)] == [[BODY]] * 3
+    assert total(agent) == (None if tokens[0] is None else 25, None) and agent.action_tokens == [7]
+    server.says(completion(BODY, usage=usage))
+    (action,) = agent.act([PROMPT], max_new_tokens=5, generator=torch.Generator())
+    assert action.token_count is None and agent.action_tokens == [None]
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -232,7 +254,7 @@ def test_a_busy_server_is_asked_again(agent, server):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_server_that_stays_busy_is_given_up(agent, server, status):
     server.says(failure(status, "come\nback later"))
-    assert "come back later" in refusal(agent) and len(server.requests) == chat.RETRIES + 1
+    assert "come back later" in refusal(agent) and len(server.requests) == agent.retries + 1
 
 
 def test_an_unknown_model_and_a_bad_request_are_told_at_once(agent, server):
@@ -250,7 +272,14 @@ def test_an_unknown_model_and_a_bad_request_are_told_at_once(agent, server):
         (400, {"error": "too long"}, "answers 400 (too long)"),
         (400, "plain", "answers 400 (plain)"),
         (400, "", "answers 400 (no message)"),
-        (200, {"error": {"message": "provider is down", "code": 502}}, "answers with an error (provider is down)"),
+        (400, [{"error": {"code": 400, "message": "bad name"}}], "answers 400 (bad name)"),
+        (422, {"detail": [{"loc": ["body", "n"], "msg": "field required"}]}, "answers 422 (n: field required)"),
+        (402, {"error": {"message": "lower max_tokens", "code": 402}}, "answers 402 (lower max_tokens)"),
+        (200, {"error": {"message": "no credits", "code": 402}}, "answers 402 (no credits)"),
+        (200, {"error": {"message": "no", "code": "402", "metadata": {"raw": "no money"}}}, "402 (no: no money)"),
+        (200, [{"error": {"message": "no list", "code": 404}}], "no model toy (404: no list)"),
+        (200, {"error": "plain"}, "answers with an error (plain)"),
+        (200, [{"error": {"message": "in a list"}}], "answers with an error (in a list)"),
     ],
     ids=str,
 )
@@ -275,25 +304,117 @@ def test_no_answer_is_waited_for_after_an_error(agent, server):
     release.set()
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [failure(400, "no", param="max_tokens"), failure(400, "use max_completion_tokens")],
-    ids=["field", "text"],
-)
-def test_models_that_know_the_limit_by_its_newer_name(agent, server, refused):
-    server.says(refused, completion(BODY))
-    assert agent.generate([PROMPT], max_new_tokens=5) == [BODY]
-    assert agent.generate([PROMPT], max_new_tokens=6) == [BODY]
-    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 5, 6]
+def test_an_error_with_status_200_is_one_with_the_status_that_it_names(agent, server):
+    status, headers, body = failure(200, "provider is down", code=502)
+    server.says((status, headers, body), (status, headers, body), completion(BODY))
+    assert agent.generate([PROMPT]) == [BODY] and len(server.requests) == 3
 
 
-def test_all_requests_in_flight_learn_the_newer_name(agent, server):
+LIMIT = "max_completion_tokens"
+REFUSALS = {
+    "seed, in a list": (400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}], {"seed"}),
+    "seed, FastAPI": (422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs", "input": 1}]}, {"seed"}),
+    "temperature, by name": (400, {"error": {"message": "no", "param": "temperature"}}, {"temperature"}),
+    "temperature, its value": (400, {"error": "'temperature' does not support 0.5, only 1"}, {"temperature"}),
+    "limit, by name": (400, {"error": {"message": "no", "param": "max_tokens"}}, {"max_tokens"}),
+    "limit, by its new name": (400, {"detail": f"use {LIMIT}"}, {"max_tokens"}),
+    "system, Jinja": (400, {"message": "System role not supported"}, {"system"}),
+    "system, by name": (400, {"error": {"message": "'messages[0].role' does not support 'system'"}}, {"system"}),
+    "system, the order": (422, {"detail": "Conversation roles must alternate user/assistant"}, {"system"}),
+    "system, Gemma": (400, [{"error": {"message": "Developer instruction is not enabled"}}], {"system"}),
+}
+
+
+def what_it_sends(request):
+    fields = {"seed", "temperature", "max_tokens"} & request.keys()
+    return fields | ({"system"} if request["messages"][0]["role"] == "system" else set())
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_a_field_that_is_refused_is_not_sent_again(agent, server, refusal):
+    status, body, fields = refusal
+
     def answer(request):
-        old = "max_tokens" in request
-        return failure(400, "no", param="max_tokens") if old else completion(BODY)
+        return (status, {}, json.dumps(body).encode()) if what_it_sends(request) & fields else completion(BODY)
 
     server.script = answer
-    assert agent.generate([PROMPT] * 8) == [BODY] * 8
+    assert agent.generate([PROMPT] * 8, temperature=0.5, max_new_tokens=6) == [BODY] * 8
+    assert agent.generate([PROMPT], temperature=0.5, max_new_tokens=6) == [BODY]
+    last = server.requests[-1]
+    assert what_it_sends(last) == {"seed", "temperature", "max_tokens", "system"} - fields
+    assert set(agent.refused) == fields
+    assert last.get(LIMIT) == (6 if fields == {"max_tokens"} else None)
+    if fields == {"system"}:
+        (message,) = last["messages"]
+        assert message["role"] == "user" and message["content"].endswith(PROMPT.suffix)
+        assert message["content"].startswith("You complete a Python file")
+
+
+def test_a_server_may_refuse_one_field_after_another(agent, server):
+    def answer(request):
+        for name in ("temperature", "max_tokens", "system", "seed"):
+            if name in what_it_sends(request):
+                return failure(400, f"{name} message is not allowed")
+        return completion(BODY)
+
+    server.script = answer
+    assert agent.generate([PROMPT]) == [BODY]
+    assert agent.refused == ["temperature", "max_tokens", "system", "seed"]
+
+
+def test_a_limit_that_is_refused_by_both_names_is_told(agent, server):
+    server.script = lambda request: failure(400, f"{'max_tokens' if 'max_tokens' in request else LIMIT} is too large")
+    assert f"answers 400 ({LIMIT} is too large)" in refusal(agent) and len(server.requests) == 2
+
+
+def test_content_in_parts_is_read(agent, server):
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    server.says(completion([thought, {"type": "text", "text": BODY[:30]}, {"type": "text", "text": BODY[30:]}]))
+    assert agent.generate([PROMPT]) == [BODY]
+
+
+def test_json_that_is_called_text_is_read(agent, server):
+    server.says((200, {"content-type": "text/plain"}, completion(BODY)[2]))
+    assert agent.generate([PROMPT]) == [BODY]
+
+
+@pytest.mark.parametrize("form", ["retry-after", "date", "retry-after-ms"])
+def test_a_server_says_when_to_ask_again(agent, server, form):
+    headers = {"retry-after": "1.5", "retry-after-ms": "1500", "date": None}
+    asked = []
+
+    def answer(request):
+        asked.append(time.time())
+        if len(asked) > 1:
+            return completion(BODY)
+        date = formatdate(int(asked[0]) + 3, usegmt=True)  # whole seconds
+        return failure(429, headers={"retry-after": date} if form == "date" else {form: headers[form]})
+
+    server.script = answer
+    assert agent.generate([PROMPT]) == [BODY]
+    waited = asked[1] - (int(asked[0]) + 1.5 if form == "date" else asked[0])
+    assert 1.4 < waited < 4, "without a word it would be half a second"
+
+
+def test_a_slow_server_that_answers_one_at_a_time(server):
+    one, answer = threading.Lock(), completion(BODY)
+
+    def slowly(request):
+        with one:
+            time.sleep(0.3)
+            return answer
+
+    server.script = slowly
+    patient = {"base_url": server.url, "api_key": "secret", "wait_seconds": 1}
+    assert ChatAgent("toy", **patient, at_once=1, retries=0).generate([PROMPT] * 8) == [BODY] * 8
+    said = refusal(ChatAgent("toy", **patient, retries=0), [PROMPT] * 8)
+    assert "within 1 s, with 8 requests at once and 0 retries; raise chat.wait_seconds or lower chat.at_once" in said
+
+
+def test_the_settings_are_those_that_an_agent_has_by_itself(agent):
+    assert load_defaults().chat.plain() == {
+        name: getattr(agent, name) for name in ("wait_seconds", "at_once", "retries")
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,17 +428,50 @@ def test_what_is_no_chat_completion_is_one_line(agent, server, body, kind):
     assert "something else than a chat completion" in refusal(agent)
 
 
-def test_an_empty_answer_is_an_empty_action(agent, server):
-    server.says(completion(None))
-    assert agent.generate([PROMPT]) == [""]
+EMPTY = {
+    "length": completion(None, reason="length", reasoning_content="Which classifier?"),
+    "refusal": completion(None, refusal="I can't help with that."),
+    "content_filter": failure(400, "filtered", code="content_filter"),
+    "stop": completion("<think>\nLet me see.\n</think>"),
+    "unknown": completion("", reason=None),
+}
+ACT = {"max_new_tokens": 5, "generator": torch.Generator(), "temperature": 1.0, "top_k": 0}
 
 
-def test_a_server_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(chat, "RETRIES", 1)  # after about half a second
+@pytest.mark.parametrize("reason", EMPTY)
+def test_why_an_answer_is_empty_is_recorded(agent, server, reason):
+    server.says(EMPTY[reason], completion(BODY), completion(BODY, reason="length"))
+    (empty,), (whole,), (cut,) = (agent.act([PROMPT], **ACT) for _ in range(3))
+    assert (empty.body, whole.body, cut.body) == ("", BODY, BODY)
+    assert (empty.finished, whole.finished, cut.finished) == (reason != "length", True, False)
+    assert agent.counts["empty"] == {reason: 1} and sum(agent.counts["answers"].values()) == 3
+    assert agent.empty_answers() == f"finish reason {reason}: 1"
+
+
+def test_a_run_whose_first_answers_are_all_empty_stops(agent, server):
+    server.says(EMPTY["length"], EMPTY["refusal"], EMPTY["length"])
+    assert [action.body for action in agent.act([PROMPT], **ACT)] == [""]
+    resumed = ChatAgent("toy", base_url=server.url, api_key="secret")
+    resumed.set_state(agent.get_state())
+    for one in (agent, resumed):
+        with pytest.raises(UserError) as error:
+            one.act([PROMPT], **ACT)
+        assert "all answers of toy are empty (finish reason length: " in str(error.value)
+    assert resumed.counts["empty"] == {"length": 2} and agent.counts["empty"] == {"length": 1, "refusal": 1}
+
+
+def test_the_endpoint_is_told_without_what_is_secret():
+    agent = ChatAgent("toy", base_url="https://name:secret@host.example:8080/v1?key=secret", api_key="secret")
+    assert agent.endpoint == "https://host.example:8080/v1"
+
+
+def test_a_server_that_is_not_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    agent = ChatAgent("toy", base_url=f"http://name:secret@127.0.0.1:{port}/v1", api_key="secret")
+    agent = ChatAgent(
+        "toy", base_url=f"http://name:secret@127.0.0.1:{port}/v1", api_key="secret", retries=1
+    )  # after half a second
     begin = time.monotonic()
     assert "cannot be reached" in refusal(agent, [PROMPT] * 8)
     assert time.monotonic() - begin < 3
@@ -327,107 +481,3 @@ def test_a_server_that_is_not_there(monkeypatch):
 def test_an_address_that_is_none(url):
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
         ChatAgent("toy", base_url=url, api_key="secret")
-
-
-# From an answer to a body ------------------------------------------------------------------------------------------
-
-PLAIN = "from sklearn.svm import SVC\nmodel = SVC(probability=True).fit(x_train, y_train)\n"
-FUNCTION = (
-    "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
-    '    """Trains.\n\n    A lot.\n    """\n'
-    "    # a comment\n"
-    "    from sklearn.svm import SVC\n"
-    "    model = SVC(probability=True).fit(x_train, y_train)\n"
-    "    return model\n"
-)
-
-
-def indented(text: str, by: str) -> str:
-    return "".join(by + line for line in text.splitlines(keepends=True))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    {
-        "as asked": BODY,
-        "no indentation": PLAIN,
-        "two spaces": indented(PLAIN, "  "),
-        "eight spaces": indented(PLAIN, " " * 8),
-        "tabs": indented(PLAIN, "\t"),
-        "first line without": PLAIN.replace("\nmodel", "\n    model"),
-        "windows line ends": BODY.replace("\n", "\r\n"),
-        "no last newline": BODY.rstrip(),
-        "blank lines around": "\n\n" + BODY + "\n\n",
-        "with return": BODY + "    return model\n",
-        "with return, bare": PLAIN + "return model  # done",
-        "fenced": f"Here you are:\n\n```python\n{BODY}```\nThis trains a classifier.",
-        "fenced, no language": f"```\n{PLAIN}```",
-        "fenced with tildes": f"~~~python\n{PLAIN}~~~",
-        "fenced, cut short": f"```python\n{BODY}",
-        "fenced, indented fence": f"1. Do this:\n   ```python\n{BODY}   ```\n",
-        "two blocks": f"First\n```bash\npip install x\n```\nthen\n```python\n{BODY}```",
-        "function": FUNCTION,
-        "function, indented": indented(FUNCTION, "    "),
-        "function, fenced": f"Sure!\n```python\n{FUNCTION}```\nDone.",
-        "function, cut short": FUNCTION.replace("    return model\n", ""),
-        "function, used below": f"{FUNCTION}\n\nmodel = build_model(x, y)\nprint(model)\n",
-        "function with long signature": FUNCTION.replace(
-            "(x_train: np.ndarray, y_train: np.ndarray):", "(\n    x_train: np.ndarray,\n    y_train: np.ndarray,\n):"
-        ),
-        "imports above the function": (
-            "from sklearn.svm import SVC\n\n" + FUNCTION.replace("    from sklearn.svm import SVC\n", "")
-        ),
-    }.items(),
-    ids=lambda item: item[0],
-)
-def test_bodies_are_found(answer):
-    body = extract_body(answer[1])
-    assert [line for line in body.splitlines() if line.strip() and "#" not in line] == BODY.splitlines()
-    assert body.endswith("\n") and not body.endswith("\n\n")
-    ast.parse(program(body))
-
-
-def test_nested_blocks_keep_their_shape():
-    body = "if len(x_train) > 5:\n    for k in (1, 2):\n        model = k\nelse:\n    model = 0"
-    assert extract_body(body) == indented(body, "    ") + "\n"
-    inside = "    if a:\n        model = 1\n\n    else:\n        model = 2\n"
-    assert extract_body(inside) == inside
-
-
-def test_helpers_above_the_function_move_in_and_the_rest_stays_out():
-    answer = (
-        '"""A file."""\nimport numpy as np\n\n@decorate\ndef helper(a):\n    return a\n\n'
-        "def build_model(x_train, y_train):\n    model = helper(1)\n    return model\n\ndef after():\n    pass\n"
-    )
-    assert extract_body(answer) == (
-        "    import numpy as np\n    @decorate\n    def helper(a):\n        return a\n    model = helper(1)\n"
-    )
-
-
-def test_a_function_cut_off_in_the_middle_keeps_what_came():
-    answer = f"```python\nimport math\n{FUNCTION.split('    return')[0]}    other = SVC("
-    body = extract_body(answer)
-    assert body.startswith("    import math\n") and body.endswith("    other = SVC(\n")
-    assert "def build_model" not in body and BODY.splitlines()[1] in body.splitlines()
-
-
-def test_one_line_functions():
-    assert extract_body("def build_model(x_train, y_train): model = 3; other = 4") == "    model = 3; other = 4\n"
-
-
-def test_an_inner_return_stays():
-    body = "    def f():\n        return model\n    model = f()\n    return f()\n"
-    assert extract_body(body) == body
-
-
-@pytest.mark.parametrize("answer", ["", "\n \n", "```python\n```", "```", "def build_model(x_train, y_train):\n"])
-def test_nothing_is_nothing(answer):
-    assert extract_body(answer).strip() in ("", "```")
-
-
-@pytest.mark.parametrize("answer", ["I cannot do that.", "model = (", "def build_model", "\x00", "a\x00b\n  c"])
-def test_what_is_no_python_comes_through_for_the_environment_to_refuse(answer):
-    body = extract_body(answer)
-    assert body.strip()
-    with pytest.raises((SyntaxError, ValueError)):
-        ast.parse(program(body))

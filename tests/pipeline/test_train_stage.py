@@ -3,6 +3,7 @@
 All but one of the runs are made in this process; the one in a process of its own is killed, and goes on here.
 """
 
+import csv
 import gc
 import json
 import os
@@ -10,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,79 @@ def test_a_chat_server_that_is_down_is_one_line(root, train, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # it is asked again after a while
     done = train(method="reflection_gpt4")
     assert is_one_line(done, "127.0.0.1:9"), done.stderr
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A chat server whose answers are `says`: (content, finish reason, usage) one after another, the last for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        says = ()
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            (content, reason, usage), *later = type(self).says
+            type(self).says = later or type(self).says
+            choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": content}}
+            body = json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield Handler, server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_card_of_a_chat_run_says_what_was_asked_and_how_answers_ended(root, train, server, monkeypatch):
+    handler, port = server
+    code = "class Model:\n    def predict_proba(self, X):\n        return np.full((len(X), 2), 0.5)\n\n\n"
+    code += "def build_model(X, y):\n    return Model()\n"
+    handler.says = [(None, "length", {"prompt_tokens": 9, "completion_tokens": 4}), (code, "stop", None)]
+    change(root, lambda params: params["chat"].update(at_once=1))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://user:secret@127.0.0.1:{port}/v1?key=secret")
+    done = train(method="reflection_gpt4")
+    assert done.returncode == 0, done.stderr
+    assert "some answers were empty (finish reason length: 1)" in done.stdout
+    found, run = card(root, "reflection_gpt4"), folder(root, "reflection_gpt4")
+    assert found["status"] == "finished" and "secret" not in json.dumps(found)
+    assert found["chat"] == {
+        "endpoint": f"http://127.0.0.1:{port}/v1",
+        "refused": [],
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "answers": {"length": 1, "stop": 5},
+        "empty": {"length": 1},
+    }
+    rows = list(csv.DictReader((run / "steps.csv").open()))
+    assert [row["tokens"] for row in rows] == ["4", *[""] * 5]
+    assert [row["status"] for row in rows] == ["snippet_error", *["ok"] * 5]
+    best = (run / "best_code.py").read_text()
+    assert best == f"import numpy as np\n\n\n{code}"
+
+
+def test_a_chat_run_without_any_code_stops(root, train, server, monkeypatch):
+    handler, port = server
+    handler.says = [(None, "length", None)]
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+    done = train(method="reflection_gpt4")
+    assert is_one_line(done, "all answers of gpt-4 are empty (finish reason length: 4)"), done.stderr
+    assert not (folder(root, "reflection_gpt4") / "run_card.json").exists()
+    # A run of a single round stops as well, and leaves nothing that another would go on from.
+    change(root, lambda params: params["scales"]["smoke"]["training"].update(env_steps=2))
+    done = train(method="reflection_gpt4")
+    assert is_one_line(done, "all answers of gpt-4 are empty (finish reason length: 2)"), done.stderr
+    assert not (folder(root, "reflection_gpt4") / "checkpoint" / "state.pt").exists()
 
 
 def test_an_unwritable_results_folder_is_one_line(root, train):
