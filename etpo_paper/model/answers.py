@@ -5,7 +5,7 @@ Models were asked for the body and answer with whatever they like. `extract_body
 - An answer that is a complete program as a whole is taken as it is.
 - Thoughts (`<think>` up to `</think>`, or to the end) are left out.
 - A fence is three or more backticks or tildes, with or without text on its line; its block ends at the first such fence
-  at which no multi-line string is open, or with the answer. Blocks inside of blocks are read as well.
+  at which it is Python (inside of a string it is not), or else at the first. Blocks inside of blocks are read as well.
 - What stands outside of the blocks is read too, less the prose around it.
 - An answer in JSON is read as the longest text in it.
 - Of all that was found, the last that is complete is taken: it is Python, it defines `build_model` or `model`, and it

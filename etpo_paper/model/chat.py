@@ -326,9 +326,8 @@ async def _as_it_is_meant(response: Any) -> None:
         return
     await response.aread()
     try:
-        content = response.json()
-        code = int(_error_in(content[0] if isinstance(content, list) else content)["code"])
-    except (ValueError, TypeError, KeyError, IndexError):
+        code = int(_error_in(response.json())["code"])
+    except (ValueError, TypeError, KeyError):
         return
     if 400 <= code < 600:
         response.status_code = code
