@@ -67,8 +67,9 @@ def move(monkeypatch, root):
     for module in pkgutil.iter_modules(pipeline.__path__, "pipeline."):
         importlib.import_module(module.name)  # a module that is imported later would keep the folders of the test
     old = paths.ROOT
-    for module in [module for name, module in sys.modules.items() if name.startswith(OURS)]:
-        for name, value in list(vars(module).items()):
+    # Copies, because a thread that another test has left may still import.
+    for module in [module for name, module in sys.modules.copy().items() if name.startswith(OURS)]:
+        for name, value in vars(module).copy().items():
             if isinstance(value, Path) and value.is_relative_to(old):
                 monkeypatch.setattr(module, name, root / value.relative_to(old))
     monkeypatch.setenv("ETPO_ROOT", str(root))
