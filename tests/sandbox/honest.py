@@ -36,7 +36,7 @@ from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
 CLASSIFIERS = [
     "LogisticRegression()",
-    "LogisticRegression(C=0.1, solver='liblinear', random_state=0)",
+    "multiclass.OneVsRestClassifier(LogisticRegression(C=0.1, solver='liblinear', random_state=0))",
     "LogisticRegression(solver='saga', max_iter=50, random_state=0)",
     "LogisticRegressionCV(cv=3, random_state=0)",
     "SGDClassifier(loss='log_loss', random_state=0)",
@@ -310,7 +310,7 @@ return Smoothed()""",
     "memory": "return make_pipeline(StandardScaler(), GaussianNB(), memory=None).fit(x, y)",
     "best of a search": "return GridSearchCV(LogisticRegression(), {'C': [1]}, cv=3).fit(x, y).best_estimator_",
     "outliers": """
-keep = IsolationForest(20, random_state=0).fit_predict(x) == 1
+keep = IsolationForest(n_estimators=20, random_state=0).fit_predict(x) == 1
 return LogisticRegression().fit(x[keep], y[keep])""",
     "clusters": """
 from sklearn.cluster import KMeans
