@@ -30,6 +30,8 @@ def outside(source, split):
 @pytest.mark.parametrize("some", [pytest.param(SOME, id="some"), pytest.param(PROGRAMS, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_inside_equals_outside(pandas_pool, some, classes):
+    if classes > 2:  # for which scikit-learn has no thresholds
+        some = {name: source for name, source in some.items() if "ThresholdClassifier" not in name}
     rng = np.random.default_rng(classes)
     y = rng.integers(0, classes, 160)
     x, y = table_of(rng.normal(size=(160, 5)) + 0.6 * np.c_[y, y % 2, -y, 0 * y, 0 * y], y)
