@@ -12,7 +12,6 @@ import ast
 import hashlib
 import importlib
 import textwrap
-import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.base import ClassifierMixin, TransformerMixin
 
-from etpo_paper.environment.prompts import is_module, program
+from etpo_paper.environment.prompts import is_module, parsed, program
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.names import counted, label, task_label
 from etpo_paper.report.results import LATE, period
@@ -103,16 +102,11 @@ def measure(body: str) -> Measures:
         body: text of the action, indented as the agent writes it.
     """
     lines = sum(1 for line in body.splitlines() if line.strip() and not line.strip().startswith("#"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in the agent's strings
-            file = ast.parse(program(body)).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Measures(False, lines, 0, (), (), False, NOT_PYTHON, _digest(body.strip()))
-    if is_module(body):
-        statements = file
-    elif isinstance(file[-1], ast.FunctionDef):
-        statements = file[-1].body[:-1]  # without the `return model` of the environment
+    tree = parsed(program(body))
+    if tree is not None and is_module(body):
+        statements = tree.body
+    elif tree is not None and isinstance(tree.body[-1], ast.FunctionDef):
+        statements = tree.body[-1].body[:-1]  # without the `return model` of the environment
     else:
         return Measures(False, lines, 0, (), (), False, NOT_PYTHON, _digest(body.strip()))
     classifiers, transformers = _known()
