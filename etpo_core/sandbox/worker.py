@@ -218,7 +218,9 @@ class Worker:
             self.kill()
             printed = self._stderr.read().decode(errors="replace").strip().splitlines() or [repr(error)]
             self.close()
-            raise ZygoteLost(f"the executor's worker did not start: {printed[-1]}") from None
+            missing = printed[-1].startswith("ModuleNotFoundError")
+            cure = f"; workers do not read PYTHONPATH, install the package for {sys.executable}" if missing else ""
+            raise ZygoteLost(f"the executor's worker did not start: {printed[-1]}{cure}") from None
 
     def run(self, source: bytes, split: Split, seed: int, limits: Limits) -> Ending:
         """Has a fresh child fit on the training half and predict the validation half.

@@ -255,7 +255,10 @@ def test_a_worker_that_does_not_start_is_told(monkeypatch, tmp_path):
         pass  # the walls are tried before, with the real program
     (tmp_path / "__main__.py").write_text("raise ImportError('no sklearn')")
     monkeypatch.setattr(worker_module, "_INSIDE", tmp_path)
-    with pytest.raises(UserError, match="no sklearn"):
+    with pytest.raises(UserError, match="no sklearn$"):
+        SandboxPool(1, allow_unsafe=True)
+    (tmp_path / "__main__.py").write_text("import absent")
+    with pytest.raises(UserError, match="'absent'; workers do not read PYTHONPATH, install the package for /"):
         SandboxPool(1, allow_unsafe=True)
 
 
