@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from etpo_paper.training.lock import HELD, sole_maker
+from etpo_paper.training.run import Run
 from pipeline.matrix import complete
 
 CHECKOUT = Path(__file__).parents[2]
@@ -221,6 +224,15 @@ def test_a_chat_run_without_any_code_stops(root, train, server, monkeypatch):
     assert not (folder(root, "reflection_gpt4") / "checkpoint" / "state.pt").exists()
 
 
+def test_a_run_that_another_process_makes_is_left_alone(root, train):
+    with sole_maker(Run("smoke", "etpo", "kidney-stone", 0)):
+        done = train()
+    assert done.returncode == HELD and done.stderr.count("error: ") == 1, done.stderr
+    assert f"{folder(root)} is held by another process (host " in done.stderr and "delete" in done.stderr
+    assert not folder(root).exists()
+    assert train().returncode == 0 and not folder(root).with_name("seed0.lock").exists()
+
+
 def test_an_unwritable_results_folder_is_one_line(root, train):
     (root / "results").write_text("a file where a folder should be")
     done = train()
@@ -258,6 +270,33 @@ def test_a_matrix_says_which_run_failed_and_finishes_the_others(root, stage, no_
     done = stage("matrix", "--scale", "smoke", "--workers", 2)
     assert is_one_line(done, "ppo_kl/kidney-stone/seed0: error: the disk is full"), done.stderr
     assert card(root, "reflection")["status"] == "finished"
+
+
+def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(root, stage, no_processes):
+    change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
+    with sole_maker(Run("smoke", "ppo_kl", "kidney-stone", 0)):
+        done = stage("matrix", "--scale", "smoke", "--workers", 2)
+    assert done.returncode == HELD
+    who = f"host {socket.gethostname()}, process {os.getpid()}"
+    assert done.stdout == f"smoke: 1 run done; 1 run is held by another process ({who}): {folder(root, 'ppo_kl')}\n"
+    assert card(root, "reflection")["status"] == "finished" and not folder(root, "ppo_kl").exists()
+    assert stage("matrix", "--scale", "smoke", "--workers", 2).stdout == "smoke: 1 run done\n"
+
+
+def test_a_matrix_counts_only_the_runs_that_it_made(root, stage, no_processes, monkeypatch):
+    """Another machine finishes a run, once before this one comes to it and once before it takes the lock."""
+    change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
+    instead = subprocess.run
+
+    def run(command, **options):
+        instead([*command[:4], "smoke", "--method", "reflection", *command[7:]], **options)  # the other machine's work
+        return instead(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    done = stage("matrix", "--scale", "smoke", "--workers", 1)
+    assert done.stdout == "smoke: 1 run done\n", done.stderr
+    for method in ("ppo_kl", "reflection"):
+        assert (folder(root, method) / "steps.csv").read_text().count("\n") == 7
 
 
 def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch):
