@@ -76,7 +76,12 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
             return None
         if done.returncode:
             raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a message').splitlines()[-1]}")
-        return None if done.stdout.rstrip().endswith(KEPT) else run
+        said = [line for line in done.stdout.splitlines() if line.startswith(f"{run.folder}: ")]
+        if any(line.endswith(KEPT) for line in said):
+            return None
+        for line in said:
+            tqdm.write(line)
+        return run
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(missing), unit="run", desc=scale) as bar:
         try:

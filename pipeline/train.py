@@ -27,6 +27,7 @@ from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
+from etpo_paper.training.begin import keep_aside, note
 from etpo_paper.training.lock import HELD, RunHeldError, sole_maker
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
@@ -81,8 +82,16 @@ def run_stage(run: Run, settings: Settings) -> None:
 
 def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: dict[str, Any]) -> None:
     device, first = distributed.device(), distributed.rank() == 0
-    if first:
+
+    def make_room() -> str:
+        """Leaves nothing in the folder but what the run goes on from; returns the name of its checkpoint."""
+        # The adapters of a checkpoint fit only the very weights that they were trained on.
+        whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+        if line := keep_aside(run, settings, model_card, task, whose):
+            print(line)
         run.card.unlink(missing_ok=True)
+        return whose
+
     chosen, chat = None, getattr(method, "model", None)
     if chat is not None:
         from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
@@ -93,6 +102,7 @@ def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: 
         if agent is None and run.state.exists():
             raise UserError(f"{NO_KEY}; {run.folder} was begun with it: set it, and the run goes on")
         if agent is None:
+            make_room()
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
             _write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
@@ -104,8 +114,9 @@ def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: 
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = load_agent(run, settings, device, method.trains, precision)
     started = time.time()
-    # The adapters of a checkpoint fit only the very weights that they were trained on.
-    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+    whose = distributed.from_first(make_room)
+    if first:
+        note(run, settings, model_card, task)
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
         bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first)
@@ -156,6 +167,7 @@ def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: 
         **more,
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
+    run.begun.unlink(missing_ok=True)
 
 
 def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:
