@@ -6,6 +6,7 @@ account and always delivers, but for six tasks it delivers a declared stand-in. 
 only the paper's own tables.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +56,7 @@ def prepare_task(name: str, sources: Sequence[str] = ("embedded",), local_folder
     for source in sources:
         try:
             task = SOURCES[source](TASKS[name], local_folder)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a disk, a permission
             reports.append(f"{source}: {error}")
             continue
         for report in reports:
@@ -213,8 +214,7 @@ def _openml_settings(config: Any) -> Iterator[None]:
 
 
 def _from_openml(spec: TaskSpec) -> Path:
-    import openml
-
+    openml = _client("openml")
     try:
         with _openml_settings(openml.config):
             data = openml.datasets.get_dataset(spec.identifier, download_data=True)
@@ -224,8 +224,7 @@ def _from_openml(spec: TaskSpec) -> Path:
 
 
 def _from_kaggle(spec: TaskSpec) -> Path:
-    import kagglehub
-
+    kagglehub = _client("kagglehub")
     try:
         if spec.kind == "kaggle-competition":
             folder = kagglehub.competition_download(spec.identifier)
@@ -240,6 +239,18 @@ def _from_kaggle(spec: TaskSpec) -> Path:
     return path
 
 
+def _client(package: str) -> Any:
+    """A site's package, which reads and writes files of its own when it is imported."""
+    try:
+        return importlib.import_module(package)
+    except Exception as error:
+        cure = "install it, mend its settings in your home folder, or make that folder writable"
+        raise UserError(f"the package {package} cannot be imported ({_reason(error)}); {cure}") from None
+
+
 def _refused(site: str, spec: TaskSpec, error: Exception, cure: str) -> UserError:
-    reason = " ".join(str(error).split())[:200] or "no reason given"
-    return UserError(f"{site} did not give {spec.identifier} ({type(error).__name__}: {reason}); {cure}")
+    return UserError(f"{site} did not give {spec.identifier} ({_reason(error)}); {cure}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no reason given'}"

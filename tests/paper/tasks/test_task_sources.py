@@ -3,6 +3,7 @@
 import csv
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from task_helpers import HEALTH, KIDNEY, one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
-from etpo_paper.data.tasks import TASKS, load_task, prepare_task
+from etpo_paper.data.tasks import TASKS, load_task, prepare_task, sources
 from etpo_paper.data.tasks.sources import read_arff
 from pipeline import data as stage
 
@@ -155,6 +156,43 @@ def test_next_source_is_tried_and_the_failure_told(tmp_path, caplog):
         task = prepare_task("cmc", ("local", "embedded"), tmp_path)
     assert task.source == "embedded"
     assert "taken from source embedded, because local: " in caplog.text and "cmc.arff" in caplog.text
+
+
+@pytest.mark.parametrize(("package", "name"), [("openml", "cmc"), ("kagglehub", "kidney-stone")])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "import configparser\nconfigparser.ConfigParser().read_string('[a]\\napikey abc')",
+            "ParsingError: Source contains parsing errors",
+        ),
+        ("open('/proc/nowhere/config', 'w')", "FileNotFoundError: "),
+        ("raise ImportError", "ImportError: no reason given"),
+    ],
+)
+def test_next_source_is_tried_where_a_package_cannot_be_imported(
+    tmp_path, monkeypatch, caplog, package, name, text, part
+):
+    (tmp_path / f"{package}.py").write_text(text)
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_task(name, ("online", "embedded")).source == "embedded"
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert f"because online: the package {package} cannot be imported ({part}" in line and "\n" not in line
+    assert "mend its settings in your home folder" in line
+
+
+def test_next_source_is_tried_where_a_disk_fails(tmp_path, monkeypatch, caplog):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setitem(sources.SOURCES, "local", denied)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_task("cmc", ("local", "embedded"), tmp_path).source == "embedded"
+    assert f"because local: [Errno 13] Permission denied: '{tmp_path}'" in caplog.text
 
 
 def test_all_sources_fail_in_one_line(embedded, tmp_path):
