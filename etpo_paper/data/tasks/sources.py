@@ -18,6 +18,7 @@ import numpy as np
 
 from etpo_core.errors import UserError, unknown
 from etpo_paper.base import paths
+from etpo_paper.data.tasks import weka
 from etpo_paper.data.tasks.generators import GENERATORS
 from etpo_paper.data.tasks.preprocessing import complete_rows, kaggle_table, openml_table
 from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec
@@ -181,11 +182,11 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
     """
     import arff  # liac-arff, the parser of the package `openml`
 
-    with open(path, encoding="utf-8") as file:
-        parsed = arff.load(file, encode_nominal=True, return_type=arff.DENSE_GEN)
-        names = [name for name, _ in parsed["attributes"]]
-        if target not in names:
-            raise ValueError(f"no column {target}")
+    # Names of authors in other encodings stand in comments; what matters is compared with the registry.
+    with open(path, encoding=weka.encoding(path), errors="replace") as file:
+        parsed = arff.load(weka.plain_lines(file), encode_nominal=True, return_type=arff.DENSE_GEN)
+        names = [name.strip() for name, _ in parsed["attributes"]]
+        target = _spelled(target, names)
         rows = (tuple(np.nan if cell is None else cell for cell in row) for row in parsed["data"])
         table = np.fromiter(rows, dtype=np.dtype((np.float64, len(names))))
     at = names.index(target)
@@ -194,6 +195,14 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
         raise ValueError(f"a missing value in column {target}")
     columns = tuple(name for name in names if name != target)
     return np.delete(table, at, axis=1), labels.astype(np.int64), columns
+
+
+def _spelled(target: str, names: Sequence[str]) -> str:
+    """The target as a file spells it: Weka's own files have `class` and `Class`."""
+    alike = [name for name in names if name.casefold() == target.casefold()]
+    if target in names or len(alike) == 1:
+        return target if target in names else alike[0]
+    raise ValueError(f"no column {target}")
 
 
 @contextmanager
