@@ -192,6 +192,21 @@ def load_gradients(scale: str) -> pd.DataFrame:
     return _load_evaluation(paths.EVALUATIONS / scale / "gradients.csv", GRADIENT_COLUMNS)
 
 
+def integrity(steps: pd.DataFrame) -> dict[str, int]:
+    """How the executed programs ended: how many for each status, the most frequent first; see `load_steps`."""
+    return {str(status): int(count) for status, count in steps["status"].value_counts().items()}
+
+
+def integrity_note(steps: pd.DataFrame) -> str:
+    """What the executor had to stop, in a sentence; a call that it only refused is an error of the program."""
+    counts = integrity(steps)
+    ended, failed = (counts.get(status) or "none" for status in ("policy_violation", "infrastructure_fault"))
+    return (
+        f"Of {sum(counts.values()):,} programs, the kernel ended {ended} for a forbidden system call "
+        f"(policy_violation) and the executor itself failed in {failed} (infrastructure_fault)."
+    )
+
+
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:
     """The tasks of some run cards whose data are a stand-in, with a text that says which."""
     rows = cards[cards["stand_in"].notna()]

@@ -207,6 +207,15 @@ def test_a_damaged_sample_names_its_line(root):
         results.load_samples("smoke")
 
 
+def test_the_note_on_integrity_counts_what_the_executor_stopped():
+    steps = pd.DataFrame({"status": ["ok"] * 1200 + ["snippet_error"] * 30 + ["policy_violation"] * 2})
+    assert results.integrity(steps) == {"ok": 1200, "snippet_error": 30, "policy_violation": 2}
+    assert results.integrity_note(steps) == (
+        "Of 1,232 programs, the kernel ended 2 for a forbidden system call (policy_violation) and the executor itself "
+        "failed in none (infrastructure_fault)."
+    )
+
+
 def test_common_tasks():
     frame = pd.DataFrame({"method": ["a", "a", "b"], "task": ["t", "u", "u"]})
     assert results.common_tasks(frame, ["a", "b"]) == ["u"]
