@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from tqdm import tqdm
 
 from etpo_core.errors import UserError
+from etpo_paper.base.lock import HELD, HeldError, holder
 from etpo_paper.base.settings import load_settings
 from etpo_paper.report.names import counted
-from etpo_paper.training.lock import HELD, RunHeldError, holder
 from etpo_paper.training.run import Run
 from pipeline import entry
 from pipeline.resolve import resolve
@@ -45,7 +45,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
 
     Raises:
         UserError: a mistake in the settings, or a run that failed; the other runs are finished before it is raised.
-        RunHeldError: other processes hold runs that are still not finished; the other runs are finished before.
+        HeldError: other processes hold runs that are still not finished; the other runs are finished before.
     """
     if workers < 1:
         raise UserError(f"--workers: got {workers}, expected at least 1")
@@ -72,7 +72,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode == HELD:
-            held[run] = holder(run)
+            held[run] = holder(run.folder)
             return None
         if done.returncode:
             raise UserError(f"{run.folder}: {(done.stderr.strip() or 'failed without a message').splitlines()[-1]}")
@@ -99,7 +99,7 @@ def complete(scale: str, workers: int, minutes: float) -> list[Run]:
     made = [run for future in futures if (run := future.result())]
     held = {run: who for run, who in held.items() if not finished(run, own[run.method])}
     if held:
-        raise RunHeldError(f"{counted(len(made), 'run')} done; {_by_holder(held)}")
+        raise HeldError(f"{counted(len(made), 'run')} done; {_by_holder(held)}")
     return made
 
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with entry.one_line_errors():
         try:
             done = complete(arguments.scale, arguments.workers, arguments.minutes)
-        except RunHeldError as error:
+        except HeldError as error:
             print(f"{arguments.scale}: {error}")
             sys.exit(HELD)
         print(f"{arguments.scale}: {counted(len(done), 'run')} done")

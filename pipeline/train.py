@@ -20,6 +20,7 @@ from tqdm import tqdm
 from etpo_core.errors import UserError
 from etpo_core.interfaces import Method
 from etpo_paper.base import distributed
+from etpo_paper.base.lock import HELD, HeldError, sole_maker
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
 from etpo_paper.base.settings import Settings
@@ -28,7 +29,6 @@ from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
 from etpo_paper.training.begin import keep_aside, note
-from etpo_paper.training.lock import HELD, RunHeldError, sole_maker
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
 from etpo_paper.training.run_files import HOST, RunFiles
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = resolve(arguments.scale, arguments.method)
         try:
             run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
-        except RunHeldError as error:
+        except HeldError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(HELD)
 
@@ -75,7 +75,7 @@ def run_stage(run: Run, settings: Settings) -> None:
     if distributed.from_first(kept):
         return
     with ExitStack() as stack:
-        distributed.from_first(lambda: stack.enter_context(sole_maker(run)))
+        distributed.from_first(lambda: stack.enter_context(sole_maker(run.folder)))
         if not distributed.from_first(kept):  # another process may have finished it in between
             _make(run, settings, method, task, model_card)
 

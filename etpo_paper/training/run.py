@@ -41,11 +41,6 @@ class Run:
         return self.folder / "run_card.json"
 
     @property
-    def lock(self) -> Path:
-        """The file that says which process makes the run now, see `etpo_paper.training.lock`."""
-        return self.folder.with_name(f"{self.folder.name}.lock")
-
-    @property
     def state(self) -> Path:
         """The checkpoint that a stopped run goes on from; it exists from the first update until the card is written."""
         return self.folder / "checkpoint" / "state.pt"

@@ -21,9 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from etpo_paper.base.lock import HELD, sole_maker
 from etpo_paper.report import results
-from etpo_paper.training.lock import HELD, sole_maker
-from etpo_paper.training.run import Run
 from pipeline.matrix import complete
 
 CHECKOUT = Path(__file__).parents[2]
@@ -299,7 +298,7 @@ def test_a_chat_run_without_any_code_stops(root, train, server, monkeypatch):
 
 
 def test_a_run_that_another_process_makes_is_left_alone(root, train):
-    with sole_maker(Run("smoke", "etpo", "kidney-stone", 0)):
+    with sole_maker(folder(root)):
         done = train()
     assert done.returncode == HELD and done.stderr.count("error: ") == 1, done.stderr
     assert f"{folder(root)} is held by another process (host " in done.stderr and "delete" in done.stderr
@@ -348,7 +347,7 @@ def test_a_matrix_says_which_run_failed_and_finishes_the_others(root, stage, no_
 
 def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(root, stage, no_processes):
     change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
-    with sole_maker(Run("smoke", "ppo_kl", "kidney-stone", 0)):
+    with sole_maker(folder(root, "ppo_kl")):
         done = stage("matrix", "--scale", "smoke", "--workers", 2)
     assert done.returncode == HELD
     who = f"host {socket.gethostname()}, process {os.getpid()}"
