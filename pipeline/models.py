@@ -11,6 +11,7 @@ from typing import Any
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
+from etpo_paper.base.lock import sole_maker
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
 from etpo_paper.model import starts
@@ -84,17 +85,30 @@ def recipe(name: str) -> dict[str, Any]:
 def model(name: str) -> dict[str, Any]:
     """The card of models/{name}, which is made from its start if it is not there or was made from another start.
 
+    Where several processes need it, one makes it and the others wait.
+
     Raises:
         UserError: it cannot be made.
     """
     start = starts.read_start(name)
     if start is None:
         return check_files(name)
+    if there := _there(name, start):
+        return there
+    with sole_maker(paths.MODELS / name, wait=True):
+        return _there(name, start) or _make(name, start)
+
+
+def _there(name: str, start: dict[str, Any]) -> dict[str, Any] | None:
+    """The card of models/{name} if that was made from this start."""
+    if not (paths.MODELS / name / "card.json").is_file():
+        return None
+    there = check_files(name)
+    return there if there.get("start") == start["start"] else None
+
+
+def _make(name: str, start: dict[str, Any]) -> dict[str, Any]:
     folder = paths.MODELS / name
-    if (folder / "card.json").is_file():
-        there = check_files(name)
-        if there.get("start") == start["start"]:
-            return there
     if start["start"] is not None:
         check_recipe(name, start)
     print(f"{folder}: made from {starts.folder(name)}")
