@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
+from etpo_paper.model.output import causal_model
 
 # Packed weights are laid out for products with so many rows; from 1 to 512 rows this is within 5 % of the best layout.
 _PACKED_FOR = 16
@@ -390,7 +391,7 @@ class LlamaDecoder:
     takes_back = True
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, adapter: str | None = None):
-        causal = llama.causal_model(model)
+        causal = causal_model(model)
         self.model, self.body, self.dtype, self.shape = model, causal.model, dtype, llama.shape(model)
         self.device: torch.device = causal.lm_head.weight.device
         self.head = _product(causal.lm_head.weight.detach().to(dtype))

