@@ -14,7 +14,7 @@ sequences that have ended from the batch. `LlamaDecoder` accepts several tokens 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -170,7 +170,7 @@ class _Uniform:
 def sample(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    end_token: int,
+    end_token: int | Collection[int],
     max_new_tokens: int,
     generator: torch.Generator,
     temperature: float = 1.0,
@@ -183,7 +183,7 @@ def sample(
     Args:
         decoder: reads the prompts and yields logits.
         prompts: token ids of each prompt, of any lengths.
-        end_token: the token id that ends an action.
+        end_token: the token id that ends an action, or several of them.
         max_new_tokens: length limit of an action.
         generator: CPU generator of the uniform numbers.
         temperature: of sampling, > 0.
@@ -196,6 +196,7 @@ def sample(
         The actions, in the order of the prompts.
     """
     drafts = drafts if decoder.takes_back else None
+    ends = {end_token} if isinstance(end_token, int) else end_token
     actions = [_Writing() for _ in prompts]
     uniform = _Uniform(generator, len(prompts))
     rows = list(range(len(prompts)))  # which prompt each row of the decoder's batch belongs to
@@ -223,7 +224,7 @@ def sample(
             action, right = actions[row], 0
             of_row = [next(drawn) for _ in range(len(guess) + 1)]
             for i, (new, value) in enumerate(of_row):
-                action.append(new, value, new == end_token)
+                action.append(new, value, new in ends)
                 if action.finished or len(action.tokens) == max_new_tokens or i == len(guess) or new != guess[i]:
                     break
                 right += 1
@@ -258,7 +259,7 @@ class _Writing:
         self.finished, self.running = False, True
 
     def append(self, token: int, log_prob: float, last: bool) -> None:
-        """Adds a token; `last` says whether it is the end token."""
+        """Adds a token; `last` says whether it is an end token."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.finished = last

@@ -11,11 +11,12 @@ a frozen model in evaluation mode.
 fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
 """
 
+import itertools
 import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +199,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     """The token ids of a state.
 
     - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
-      this tokenizer puts one in front of every text.
+      this tokenizer puts one in front of every text. What it puts behind every text, such as an end token, is left out.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
 
     Args:
@@ -210,7 +211,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
         UserError: an unknown format, or "infill" with a tokenizer that has no infilling tokens.
     """
     if format == CONTINUATION:
-        return list(tokenizer(prompt.prefix).input_ids)
+        return [*front(tokenizer), *tokenizer(prompt.prefix, add_special_tokens=False).input_ids]
     if format != INFILL:
         raise UserError(f"unknown prompt format {format!r} in card.json; choose one of: {CONTINUATION}, {INFILL}")
     tokens = infill_tokens(tokenizer)
@@ -224,6 +225,17 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     return [*bos, tokens["prefix"], *prefix, tokens["suffix"], *suffix, tokens["middle"]]
 
 
+def front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The token ids that a tokenizer puts in front of every text, such as the <s> of some."""
+    whole, bare = (list(tokenizer("=", add_special_tokens=special).input_ids) for special in (True, False))
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
+
+
+def end_tokens(card: dict[str, Any]) -> set[int]:
+    """The ids of the tokens that end an action."""
+    return {card["eos_token_id"], *card.get("end_token_ids", ())}
+
+
 def infill_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int] | None:
     """The ids of CodeLlama's tokens, by "prefix", "suffix", "middle" and "end"; None if the tokenizer lacks any."""
     names = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "end": "▁<EOT>"}
@@ -233,15 +245,14 @@ def infill_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int] | None
     return {key: vocabulary[name] for key, name in names.items()}
 
 
-def decode_action(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], eos_token_id: int) -> str:
-    """The text of a sampled action: that of the ids before the first end token, with all of its spaces.
+def decode_action(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], end: int | Collection[int]) -> str:
+    """The text of a sampled action: that of the ids before the first of the `end` tokens, with all of its spaces.
 
     A tokenizer of the SentencePiece family drops the first space of the text that it decodes, which would break the
     indentation of a body. The ids are therefore decoded behind an anchor token, whose text is then removed.
     """
-    ids = list(ids)
-    if eos_token_id in ids:
-        ids = ids[: ids.index(eos_token_id)]
+    ends = {end} if isinstance(end, int) else end
+    ids = list(itertools.takewhile(lambda token: token not in ends, ids))
     anchor = tokenizer("=", add_special_tokens=False).input_ids
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(part, **options)) for part in (anchor, anchor + ids))
@@ -374,10 +385,10 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         The card.
 
     Raises:
-        UserError: there is no such path, it is no model, or the hub cannot be reached.
+        UserError: there is no such path, it is no model or one without an end token, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     local = Path(name_or_path).expanduser()
     is_path = local.is_dir()
@@ -391,6 +402,10 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         if not is_path:
             snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
         config = AutoConfig.from_pretrained(source)
+        try:
+            generation = GenerationConfig.from_pretrained(source)
+        except OSError:  # a model need not have one, and generates by its config then
+            generation = config
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the hub's client and transformers raise a dozen unrelated types of error
         advice = "check that it is a transformers folder" if is_path else "check the name and the network"
@@ -399,10 +414,20 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         raise UserError(f"{name_or_path} is not a causal language model: its config has no vocabulary size")
     tokens = infill_tokens(tokenizer)
     format = format or (INFILL if tokens else CONTINUATION)
+    # The first one is what a warm start teaches. Chat models often end an answer with a token that their tokenizer
+    # does not call its end token.
+    ends = [tokens["end"]] if format == INFILL and tokens else []
+    ends += [*_listed(tokenizer.eos_token_id), *_listed(getattr(generation, "eos_token_id", None))]
+    if not ends:
+        raise UserError(
+            f"{name_or_path} has no end token, so no program would end: name it as eos_token in tokenizer_config.json "
+            "or as eos_token_id in generation_config.json"
+        )
     card = {
         "name": folder.name,
         "format": format,
-        "eos_token_id": tokens["end"] if format == INFILL and tokens else tokenizer.eos_token_id,
+        "eos_token_id": ends[0],
+        "end_token_ids": sorted(set(ends)),
         "stand_in": None if "codellama-7b" in name_or_path.lower() else f"{name_or_path}: not CodeLlama-7B",
         "source": name_or_path,
         "path": source,
@@ -411,3 +436,8 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     }
     write_card(folder, card)
     return card
+
+
+def _listed(token: int | list[int] | None) -> list[int]:
+    """The end tokens of a configuration of transformers: none, one or several."""
+    return [] if token is None else [token] if isinstance(token, int) else list(token)
