@@ -14,20 +14,28 @@ from etpo_paper.base import paths
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
 from etpo_paper.model import starts
-from etpo_paper.model.loading import check_files, convert_smollm2, fetch_hub, read_card
+from etpo_paper.model.loading import check_files, convert_smollm2, fetch_hub, read_card, unchanged
 
 
 def base(name: str) -> dict[str, Any]:
-    """The card of a pretrained model, which is made if it is not there and needs no training to be made.
+    """The card of a pretrained model, which is made if it is not there or not that of the settings.
 
     Raises:
         UserError: it cannot be made.
     """
     folder, makers = paths.MODELS / f"{name}-base", base_makers()
-    if name in makers and not (folder / "card.json").is_file():
+    if name in makers and not _is_todays(folder):
         makers[name](folder)
         print(f"{folder}: made")
     return check_files(f"{name}-base")
+
+
+def _is_todays(folder: Path) -> bool:
+    """Whether a pretrained model is there and, if it lies elsewhere, is the one that the settings name, unchanged."""
+    if not (folder / "card.json").is_file():
+        return False
+    card = read_card(folder.name)
+    return "path" not in card or (card.get("source") == load_defaults().base_model.codellama.source and unchanged(card))
 
 
 def base_makers() -> dict[str, Callable[[Path], object]]:
@@ -91,12 +99,16 @@ def model(name: str) -> dict[str, Any]:
     if start is None:
         return check_files(name)
     folder = paths.MODELS / name
-    if (folder / "card.json").is_file():
-        there = check_files(name)
-        if there.get("start") == start["start"]:
-            return there
-    if start["start"] is not None:
-        check_recipe(name, start)
+    there = (folder / "card.json").is_file()
+    if start["start"] is None:
+        plain = base(name) | {"name": name}
+        if not there or read_card(name) != plain:
+            print(f"{folder}: made from {paths.MODELS / name}-base")
+            starts.make(name, lambda: None)
+        return plain
+    if there and (card := check_files(name)).get("start") == start["start"]:
+        return card
+    check_recipe(name, start)
     print(f"{folder}: made from {starts.folder(name)}")
     made = starts.make(name, lambda: base(name))
     if made.get("sha256") != start.get("sha256"):

@@ -48,7 +48,9 @@ def train_start(name: str, recipe: dict[str, Any], place: Path) -> dict[str, Any
         UserError: the pretrained model is damaged or has a head that is not one matrix, or a setting makes no sense.
     """
     settings = WarmStartSettings(**recipe)
-    if not (paths.MODELS / f"{name}-base" / "card.json").is_file():
+    if (paths.MODELS / f"{name}-base" / "card.json").is_file():
+        models.base(name)  # makes it again if it is not that of the settings
+    else:
         base_model.make(name)
     base = check_files(f"{name}-base", whole=True)
     model, tokenizer, _ = load_model(f"{name}-base")

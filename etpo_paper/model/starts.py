@@ -89,6 +89,7 @@ def write_start(
     else:
         card = loading.save_model(model, tokenizer, place, card, PRECISION)
         file = place / WHOLE
+    card = {key: value for key, value in card.items() if key not in loading.PLACE}
     start = {"file": file.name, "sha256": file_sha256(file), "dtype": str(PRECISION).removeprefix("torch.")}
     loading.write_card(place, card | {"name": name, "start": start})
 
@@ -178,6 +179,7 @@ def make(name: str, base: Callable[[], object]) -> dict[str, Any]:
         return card
     base()
     model, tokenizer, own = loading.load_model(f"{name}-base")
+    own = {key: value for key, value in own.items() if key not in loading.PLACE}
     expected = card["warm_start"]["base"]
     if own["sha256"] != expected:
         found = f"models/{name}-base has sha256 {own['sha256']}"
