@@ -21,6 +21,7 @@ from etpo_paper.model.decoder import Decoder, LlamaDecoder, Sampled, Transformer
 from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import decode_action, encode_prompt, end_tokens
 from etpo_paper.model.networks import LanguageModelNetworks
+from etpo_paper.model.starts import write_adapter
 
 
 class Agent:
@@ -114,9 +115,4 @@ class Agent:
 
     def save_policy(self, folder: Path) -> None:
         """Writes the policy's adapter in peft's format."""
-        self.networks.model.save_pretrained(folder, selected_adapters=["policy"])
-        saved = folder / "policy"  # peft puts a named adapter into a folder of that name
-        if saved.is_dir():
-            for file in saved.iterdir():
-                file.replace(folder / file.name)
-            saved.rmdir()
+        write_adapter(folder, self.networks.model, "policy", self.card["name"])

@@ -72,26 +72,41 @@ def write_start(
         card: of the pretrained model, with the recipe as `warm_start`.
         place: the folder; an older one is replaced.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from peft import PeftModel
 
     shutil.rmtree(place, ignore_errors=True)
     if isinstance(model, PeftModel):
-        place.mkdir(parents=True)
         file = place / ADAPTER
-        weights = get_peft_model_state_dict(model)
-        save_file({k: weights[k].to("cpu", PRECISION).contiguous() for k in sorted(weights)}, file, {"format": "pt"})
-        config = model.peft_config["default"].to_dict()
-        # A set comes in another order in every process.
-        config |= {"base_model_name_or_path": f"{name}-base", "inference_mode": True}
-        config["target_modules"] = sorted(config["target_modules"])
-        write_json(place / "adapter_config.json", config)
+        write_adapter(place, model, "default", f"{name}-base", PRECISION)
     else:
         card = loading.save_model(model, tokenizer, place, card, PRECISION)
         file = place / WHOLE
     card = {key: value for key, value in card.items() if key not in loading.PLACE}
     start = {"file": file.name, "sha256": file_sha256(file), "dtype": str(PRECISION).removeprefix("torch.")}
     loading.write_card(place, card | {"name": name, "start": start})
+
+
+def write_adapter(place: Path, model: Any, adapter: str, base: str, dtype: torch.dtype | None = None) -> None:
+    """Writes a LoRA adapter in the format of peft, the same bytes in every process and on every machine.
+
+    Args:
+        place: the folder.
+        model: the model of peft around it.
+        adapter: its name in the model.
+        base: the name of the model that it was trained on. peft would write the path, and a set of modules in another
+            order in every process.
+        dtype: the floating type of the stored weights; None for that in memory.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    place.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, adapter_name=adapter)
+    plain = {key: weights[key].detach().to("cpu", dtype).contiguous() for key in sorted(weights)}
+    save_file(plain, place / ADAPTER, {"format": "pt"})
+    config = model.peft_config[adapter].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(place / "adapter_config.json", config)
 
 
 def write_plain(name: str) -> None:
