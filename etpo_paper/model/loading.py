@@ -45,6 +45,9 @@ FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
 # What a card says of the place where the files of a model elsewhere lie; it is no part of what is made from the model.
 PLACE = ("path", "files")
 
+# What a tokenizer has to give back as it was: indentation, blank lines, digits, quotes, letters of other scripts.
+CODE = "def f(x):\n    X_2 = {\"a\": 12345, 'b': x[-1] ** 0.5}\n\n\treturn  X_2  # é, 漢 and ∀\n"
+
 TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
 TINY_LAYERS = 3
@@ -192,7 +195,8 @@ def load_model(
         The model, its tokenizer and its card.
 
     Raises:
-        UserError: the model is missing or damaged; the line says which command makes it.
+        UserError: the model is missing or damaged, and the line says which command makes it; or its tokenizer is no
+            tokenizer for Python.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -209,8 +213,40 @@ def load_model(
             f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
             f"delete {MODELS / name} and {_how_to_make(name)}"
         ) from error
+    _check_tokenizer(tokenizer, Path(source))
     model.requires_grad_(False)
     return model.eval().to(device), tokenizer, card
+
+
+def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Tries a tokenizer on a piece of Python.
+
+    transformers builds some classes of tokenizers from the vocabulary alone and puts a pre-tokenizer of its own in the
+    place of that of tokenizer.json. The model then reads pieces that it was not trained on.
+
+    Raises:
+        UserError: it splits the code otherwise than the file of the tokenizer does, or does not give it back.
+    """
+    from tokenizers import Tokenizer
+
+    kind, file, ids, text = type(tokenizer).__name__, folder / "tokenizer.json", None, None
+    try:
+        ids = tokenizer(CODE, add_special_tokens=False).input_ids
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        whole = not file.is_file() or Tokenizer.from_file(str(file)).encode(CODE, add_special_tokens=False).ids == ids
+    except Exception:  # tokenizers raises nothing more special
+        whole = not file.is_file()
+    if not whole:
+        raise UserError(
+            f"{kind}, which transformers takes for {folder}, splits Python otherwise than {file.name} there does: set "
+            '"tokenizer_class" to "PreTrainedTokenizerFast" in tokenizer_config.json'
+        )
+    if text != CODE:
+        at = next((i for i, (a, b) in enumerate(zip(CODE, text or "", strict=False)) if a != b), len(text or ""))
+        raise UserError(
+            f"the tokenizer of {folder} ({kind}) does not give Python code back: {CODE[at : at + 10]!r} becomes "
+            f"{(text or '')[at : at + 10]!r}; choose another model"
+        )
 
 
 def _first_line(error: BaseException) -> str:

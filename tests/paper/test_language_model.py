@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import CodeLlamaTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -11,6 +11,7 @@ from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Prompt, task_prompt
 from etpo_paper.model import loading as language_model
 from etpo_paper.model.loading import (
+    CODE,
     CONTINUATION,
     INFILL,
     build_tiny,
@@ -165,19 +166,20 @@ def test_infilling_tokens_decide_the_format(infill_tokenizer, tmp_path):
     assert card["eos_token_id"] == infill_tokenizer.convert_tokens_to_ids("▁<EOT>")
 
 
-CODE = "def f(x):\n    y2 = 12345 + x[\"a\"]\n\treturn 'é'  # 漢\n"
-
-
-def own_model(place, *, pre_tokenizer=None, behind=None, eos_token="<end>", end_tokens=1, tokenizer_class=None):
+def own_model(
+    place, *, pre_tokenizer=None, normalizer=None, behind=None, eos_token="<end>", end_tokens=1, tokenizer_class=None
+):
     """A model of one's own: a folder of transformers, whose byte-level tokenizer has the tokens <end> and <turn>."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
     special, alphabet = ["<pad>", "<end>", "<turn>"], sorted(byte_level.alphabet())
     trainer = BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([CODE, *TEXTS], trainer)
+    tokenizer.train_from_iterator([CODE, "12345 " * 9, *TEXTS], trainer)
     if pre_tokenizer is not None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, byte_level])
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     if behind is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"<turn> $A {behind}", special_tokens=[("<turn>", 2), ("<end>", 1)]
@@ -240,6 +242,49 @@ def test_an_action_ends_at_whichever_end_token_comes_first(models):
     ids = tokenizer(BODY).input_ids
     assert decode_action(tokenizer, [*ids, 7, *ids, 1], {1, 7}) == BODY
     assert decode_action(tokenizer, [*ids, 1, *ids, 7], {1, 7}) == BODY
+
+
+def own_tokenizer(tmp_path, monkeypatch, **options):
+    fetch_hub(own_model(tmp_path / "own", **options), tmp_path / "mine")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    return load_model("mine")[1]
+
+
+def digits():
+    return pre_tokenizers.Digits(individual_digits=True)
+
+
+def test_a_tokenizer_splits_code_as_its_file_says(tmp_path, monkeypatch):
+    whole = own_tokenizer(tmp_path, monkeypatch)
+    assert whole.tokenize("12345") == ["12345"]
+    split = own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits())
+    assert split.tokenize("12345") == list("12345")
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "CodeLlamaTokenizer"])
+def test_a_class_that_splits_code_otherwise_is_told(tmp_path, monkeypatch, kind):
+    with pytest.raises(UserError, match=rf"^{kind}, which .*own, splits Python otherwise than tokenizer.json") as error:
+        own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits(), tokenizer_class=kind)
+    assert "\n" not in str(error.value) and "PreTrainedTokenizerFast" in str(error.value)
+    path = tmp_path / "own" / "tokenizer_config.json"  # what the line says helps
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    fetch_hub(str(tmp_path / "own"), tmp_path / "mine")
+    assert load_model("mine")[1].tokenize("12345") == list("12345")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "message"),
+    [
+        (normalizers.Lowercase(), "'X_2"),
+        (normalizers.Replace("\t", " "), r"'\\treturn"),
+        (normalizers.Replace("漢", ""), "'漢 and ∀"),
+        (normalizers.Strip(), r"'\\n' becomes ''"),
+    ],
+)
+def test_a_tokenizer_that_does_not_give_code_back_is_refused(tmp_path, monkeypatch, normalizer, message):
+    with pytest.raises(UserError, match=f"does not give Python code back: {message}") as error:
+        own_tokenizer(tmp_path, monkeypatch, normalizer=normalizer)
+    assert "\n" not in str(error.value)
 
 
 def test_a_path_that_is_not_there_is_one_line(tmp_path):
