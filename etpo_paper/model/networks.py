@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from etpo_core.errors import UserError
 from etpo_core.interfaces import PolicyTerms, Terms, Transition
@@ -30,13 +31,24 @@ KEPT = 8  # micro-batches at most for which intermediate states are kept for ano
 
 
 def _adapted_modules(model: PreTrainedModel, layers: int) -> dict[str, Any]:
-    """peft's description of all linear products but the output head, which stays frozen and common to all roles."""
+    """peft's description of all linear products but the output head, which stays frozen and common to all roles.
+
+    Raises:
+        UserError: a wrong number of layers, or a model without linear products in its layers.
+    """
     count = model.config.num_hidden_layers
     if layers < 0:
         raise UserError(f"training.lora_layers is {layers}; expected a number of layers, or 0 for all")
+    # GPT-2 and its relatives write a linear product as Conv1D.
+    modules = [name for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = {name.rpartition(".")[2] for name in modules if any(part.isdigit() for part in name.split("."))}
+    if not linear:
+        raise UserError(
+            f"{type(model).__name__} cannot be trained: its layers hold no linear product that takes a LoRA adapter; "
+            "choose another model"
+        )
     if layers == 0 or layers >= count:
         return {"target_modules": "all-linear"}
-    linear = {name.rpartition(".")[2] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)}
     return {"target_modules": sorted(linear), "layers_to_transform": list(range(count - layers, count))}
 
 
@@ -88,6 +100,7 @@ class LanguageModelNetworks:
             config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **_adapted_modules(model, layers))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours to mend
+                warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself what Conv1D needs
                 adapted = get_peft_model(model, config, adapter_name="policy")
                 for adapter in ADAPTERS[1:]:
                     adapted.add_adapter(adapter, config)

@@ -11,6 +11,7 @@ model. `etpo_paper.warm_start` has the recipe, and the stage `warm_start` repeat
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def write_adapter(place: Path, model: Any, adapter: str, base: str, dtype: torch
     from safetensors.torch import save_file
 
     place.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(model, adapter_name=adapter)
+    weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     plain = {key: weights[key].detach().to("cpu", dtype).contiguous() for key in sorted(weights)}
     save_file(plain, place / ADAPTER, {"format": "pt"})
     config = model.peft_config[adapter].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
@@ -147,21 +148,32 @@ def merge(model: nn.Module, place: Path, dtype: torch.dtype) -> None:
         dtype: the floating type that the sums are rounded to.
 
     Raises:
-        UserError: the adapter was made for another model.
+        UserError: the adapter was made for another model, or holds something that cannot be added to one weight. The
+            model is as it was then.
     """
     from safetensors.torch import load_file
+    from transformers.pytorch_utils import Conv1D
 
-    weights = load_file(place / ADAPTER)
+    file = place / ADAPTER
+    weights = load_file(file)
     config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    modules = dict(model.named_modules())
-    end = ".lora_A.weight"
-    for key in (key for key in weights if key.endswith(end)):
-        layer = key.removesuffix(end)
-        linear = modules.get(layer.removeprefix("base_model.model."))
-        down, up = weights[key], weights[f"{layer}.lora_B.weight"]
-        if linear is None or linear.weight.shape != (len(up), down.shape[1]):
-            raise UserError(f"{place / ADAPTER} was made for another model: this one has no such layer as {layer}")
-        linear.weight.copy_(merged(linear.weight, down, up, config["lora_alpha"] / config["r"]).to(dtype))
+    modules, ends = dict(model.named_modules()), (".lora_A.weight", ".lora_B.weight")
+    # An embedding and the head are often one tensor. An adapter of one of them would change both.
+    owners = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
+    sums = []
+    for layer in dict.fromkeys(key.removesuffix(ends[0]).removesuffix(ends[1]) for key in weights):
+        if not {layer + end for end in ends} <= weights.keys():
+            raise UserError(f"{file} holds {layer}, expected LoRA of linear products alone: train it without that")
+        linear, (down, up) = modules.get(layer.removeprefix("base_model.model.")), (weights[layer + e] for e in ends)
+        transposed = isinstance(linear, Conv1D)  # GPT-2 and its relatives hold Wᵀ
+        weight = None if linear is None else linear.weight.T if transposed else linear.weight
+        if weight is None or weight.shape != (len(up), down.shape[1]):
+            raise UserError(f"{file} was made for another model: this one has no such layer as {layer}")
+        if owners[weight.data_ptr()] > 1:
+            raise UserError(f"{file} holds {layer}, whose weight another layer shares: train it without that")
+        sums.append((weight, merged(weight, down, up, config["lora_alpha"] / config["r"]).to(dtype)))
+    for weight, total in sums:
+        weight.copy_(total)
 
 
 def make(name: str, base: Callable[[], object]) -> dict[str, Any]:

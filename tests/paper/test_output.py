@@ -143,9 +143,34 @@ def test_the_warm_start_refuses_it_before_it_mines_a_corpus(monkeypatch, tmp_pat
     monkeypatch.setattr(warm_start.paths, "MODELS", tmp_path)
     (tmp_path / "own-base").mkdir()
     (tmp_path / "own-base" / "card.json").write_text("{}")
+    monkeypatch.setattr(warm_start.models, "base", lambda name: {})
     monkeypatch.setattr(warm_start, "check_files", lambda name, whole: {})
     monkeypatch.setattr(warm_start, "load_model", lambda name: (model, None, {}))
     monkeypatch.setattr(warm_start, "good_bodies", lambda *_: pytest.fail("a corpus is mined"))
     recipe = {"steps": 1, "batch": 8, "learning_rate": 0.1, "lora_rank": 4, "max_tokens": 9, "seed": 0}
     with pytest.raises(UserError, match="GraniteForCausalLM cannot be used"):
         warm_start.train_start("own", recipe, tmp_path / "start")
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_gpt_2_learns_although_it_has_no_linear_layer(layers):
+    networks = networks_of(FITS["GPT-2"]().eval(), layers=layers)
+    names = [name for name, _ in networks.model.named_parameters() if ".policy." in name]
+    adapted = {name.split(".lora_")[0].removeprefix("base_model.model.transformer.") for name in names}
+    products = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert adapted == {f"h.{i}.{product}" for i in range(2)[-layers:] for product in products}
+    sequences = Sequences.of([(3, 4)], [(5, 6, 7)], "cpu")
+    optimiser = torch.optim.SGD(networks.parameters("policy"), lr=1.0)
+    for _ in range(2):
+        before = networks.hidden("policy", sequences, grad=True)
+        before.square().sum().backward()
+        optimiser.step()
+    assert not torch.equal(networks.hidden("policy", sequences), before)
+    assert torch.equal(networks.hidden("critic", sequences), networks.hidden("reference", sequences))
+
+
+def test_a_model_without_linear_products_is_refused():
+    model = FITS["Llama"]()
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(UserError, match="LlamaForCausalLM cannot be trained: its layers hold no linear product"):
+        networks_of(model)

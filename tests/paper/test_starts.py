@@ -1,5 +1,6 @@
 """The starts of the models: what is written and read back, what is made from them, and what comes with the project."""
 
+import copy
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
@@ -168,6 +170,47 @@ def test_the_distance_of_two_starts(root, tmp_path):
     place.rename(tmp_path / "other")
     write(seed=1)
     assert starts.difference(place, tmp_path / "other") == pytest.approx(2**0.5, rel=0.05)  # two independent draws
+
+
+def adapter_of(model, place, **options):
+    """Writes an adapter with random weights for a model and returns the model with it."""
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 2, "lora_alpha": 4} | options))
+    torch.manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.05)
+    starts.write_adapter(place, adapted, "default", "small")
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_proj"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_of_a_weight_that_two_layers_share_is_refused(tmp_path, target, tied):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "eos_token_id": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=tied)).eval()
+    adapted, before = adapter_of(model, tmp_path, target_modules=[target, "k_proj"]), copy.deepcopy(model.state_dict())
+    message = {"lm_head": "whose weight another layer shares" if tied else None, "q_proj": None}.get(
+        target, "expected LoRA of linear products alone"
+    )
+    if message is None:
+        starts.merge(model, tmp_path, torch.float32)
+        ids = torch.arange(9)[None]
+        torch.testing.assert_close(model(ids).logits, adapted(ids).logits)
+        return
+    with pytest.raises(UserError, match=f"{target}.*{message}") as error:
+        starts.merge(model, tmp_path, torch.float32)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_adapter_is_added_to_transposed_weights(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval()
+    adapted = adapter_of(model, tmp_path, target_modules="all-linear", fan_in_fan_out=True)
+    ids = torch.arange(9)[None]
+    assert (model(ids).logits - adapted(ids).logits).abs().max() > 1e-3
+    starts.merge(model, tmp_path, torch.float32)
+    torch.testing.assert_close(model(ids).logits, adapted(ids).logits)
 
 
 # A model of one's own ------------------------------------------------------------------------------------------------
