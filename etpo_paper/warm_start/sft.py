@@ -143,7 +143,7 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
     ).last_hidden_state
     sources = torch.cat([row * longest + packed.sources for row, packed in enumerate(batch)]).to(device)
     targets = torch.cat([packed.targets for packed in batch]).to(device)
-    logits = causal.get_output_embeddings()(states.flatten(0, 1)[sources])
+    logits = causal.get_output_embeddings()(states.flatten(0, 1).index_select(0, sources))
     return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
