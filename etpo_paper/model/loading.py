@@ -120,7 +120,7 @@ def read_card(name: str) -> dict[str, Any]:
         raise UserError(f"no language model at {path.parent}: {_how_to_make(name)}")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        if not {"name", "format", "eos_token_id"} <= card.keys():
+        if not {"name", "format"} <= card.keys() or not isinstance(card.get("eos_token_id"), int):
             raise ValueError
     except (ValueError, AttributeError):
         raise UserError(f"{path} is not a model card: delete the folder and {_how_to_make(name)}") from None
@@ -168,7 +168,7 @@ def unchanged(card: dict[str, Any]) -> bool:
 
 def _files(folder: Path) -> dict[str, list[int]]:
     """Size and time of each file of a transformers folder that decides what the model says."""
-    found = sorted(file for pattern in FILES for file in folder.glob(pattern))
+    found = sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file())
     return {file.name: [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in found}
 
 

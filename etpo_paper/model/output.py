@@ -43,10 +43,10 @@ def output_weight(model: nn.Module) -> Tensor:
     weight = getattr(head, "weight", None)
     if body is causal or weight is None:
         raise UserError(f"{kind} cannot be used: expected a language model with a body and one matrix as its head")
-    weight = weight.detach()
-    wide, generator = torch.promote_types(weight.dtype, torch.float32), torch.Generator().manual_seed(0)
-    states = torch.randn(3, weight.shape[1], generator=generator).to(weight.device, wide)
-    states *= LARGEST / (states @ weight.to(wide).T).abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    weight, generator = weight.detach(), torch.Generator().manual_seed(0)
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    states = torch.randn(3, weight.shape[1], generator=generator).to(wide.device, wide.dtype)
+    states *= LARGEST / (states @ wide.T).abs().amax(-1, keepdim=True).clamp(min=1e-30)
     states[0] = 0
 
     def replaced(_: nn.Module, __: Any, output: Any) -> Any:
@@ -59,11 +59,11 @@ def output_weight(model: nn.Module) -> Tensor:
     hooks = [module.register_forward_hook(replaced) for module in {body, causal.get_decoder()} - {None, causal}]
     try:
         ids = torch.zeros(1, len(states), dtype=torch.long, device=weight.device)
-        logits = causal(input_ids=ids, use_cache=False).logits[0].to(wide)
+        logits = causal(input_ids=ids, use_cache=False).logits[0].to(wide.dtype)
     finally:
         for hook in hooks:
             hook.remove()
-    expected = states.to(wide) @ weight.to(wide).T
+    expected = states.to(wide.dtype) @ wide.T
     rounding = 4 * max(torch.finfo(t.dtype).eps for t in (states, weight)) + 1e-4
     if logits.shape == expected.shape and not logits[0].any() and (logits - expected).abs().max() <= rounding * LARGEST:
         return weight

@@ -296,6 +296,18 @@ def test_a_path_that_is_not_there_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_of_the_hub_is_held_at_one_revision(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    own_model(tmp_path / "snapshots" / "abc123")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / "abc123"))
+    card = fetch_hub("a/b", tmp_path / "mine")
+    assert card["source"] == "a/b" and card["revision"] == "abc123" and len(card["sha256"]) == 64
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    assert load_model("mine")[2] == check_files("mine", whole=True) == card
+    assert fetch_hub(str(tmp_path / "snapshots" / "abc123"), tmp_path / "local")["sha256"] == card["sha256"]
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
     import huggingface_hub
 
