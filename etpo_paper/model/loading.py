@@ -195,10 +195,10 @@ def load_model(
         The model, its tokenizer and its card.
 
     Raises:
-        UserError: the model is missing or damaged, and the line says which command makes it; or its tokenizer is no
-            tokenizer for Python.
+        UserError: the model is missing or damaged, and the line says which command makes it; or its tokenizer
+            changes Python code.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes seconds, and each stage has a progress bar of its own
@@ -206,46 +206,54 @@ def load_model(
     source = card.get("path", str(MODELS / name))
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = _load_tokenizer(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # safetensors, json and the hub raise error types of their own
         raise UserError(
             f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
             f"delete {MODELS / name} and {_how_to_make(name)}"
         ) from error
-    _check_tokenizer(tokenizer, Path(source))
+    _check_gives_back(tokenizer, source)
     model.requires_grad_(False)
     return model.eval().to(device), tokenizer, card
 
 
-def _check_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Tries a tokenizer on a piece of Python.
+def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer that the tokenizer.json of a folder describes.
 
-    transformers builds some classes of tokenizers from the vocabulary alone and puts a pre-tokenizer of its own in the
-    place of that of tokenizer.json. The model then reads pieces that it was not trained on.
-
-    Raises:
-        UserError: it splits the code otherwise than the file of the tokenizer does, or does not give it back.
+    transformers builds some classes of tokenizers from the vocabulary alone, with steps of their own in the place of
+    those in tokenizer.json, and takes such a class by its name in the configuration or by the type of the model. The
+    model would then read pieces that it was not trained on.
     """
     from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    kind, file, ids, text = type(tokenizer).__name__, folder / "tokenizer.json", None, None
-    try:
-        ids = tokenizer(CODE, add_special_tokens=False).input_ids
-        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        whole = not file.is_file() or Tokenizer.from_file(str(file)).encode(CODE, add_special_tokens=False).ids == ids
-    except Exception:  # tokenizers raises nothing more special
-        whole = not file.is_file()
-    if not whole:
-        raise UserError(
-            f"{kind}, which transformers takes for {folder}, splits Python otherwise than {file.name} there does: set "
-            '"tokenizer_class" to "PreTrainedTokenizerFast" in tokenizer_config.json'
-        )
+    tokenizer, file = AutoTokenizer.from_pretrained(folder), Path(folder) / "tokenizer.json"
+    if file.is_file():
+        wanted = Tokenizer.from_file(str(file)).encode(CODE, add_special_tokens=False).ids
+        try:
+            same = tokenizer(CODE, add_special_tokens=False).input_ids == wanted
+        except Exception:  # of no more special type: a token is missing that the class asks for
+            same = False
+        if not same:
+            print(f"{folder}: {type(tokenizer).__name__} splits Python otherwise than {file.name}, which is followed")
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def _check_gives_back(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:
+    """Tries a tokenizer on a piece of Python.
+
+    Raises:
+        UserError: it does not give the code back.
+    """
+    ids = tokenizer(CODE, add_special_tokens=False).input_ids
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     if text != CODE:
-        at = next((i for i, (a, b) in enumerate(zip(CODE, text or "", strict=False)) if a != b), len(text or ""))
+        at = next((i for i, (a, b) in enumerate(zip(CODE, text, strict=False)) if a != b), len(text))
         raise UserError(
-            f"the tokenizer of {folder} ({kind}) does not give Python code back: {CODE[at : at + 10]!r} becomes "
-            f"{(text or '')[at : at + 10]!r}; choose another model"
+            f"the tokenizer of {folder} does not give Python code back: {CODE[at : at + 10]!r} becomes "
+            f"{text[at : at + 10]!r}; choose another model"
         )
 
 
@@ -450,7 +458,7 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         UserError: there is no such path, it is no model or one without an end token, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     local = Path(name_or_path).expanduser()
     is_path = local.is_dir()
@@ -469,7 +477,7 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
             generation = GenerationConfig.from_pretrained(source)
         except OSError:  # a model need not have one, and generates by its config then
             generation = config
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = _load_tokenizer(source)
     except Exception as error:  # the hub's client and transformers raise a dozen unrelated types of error
         advice = "check that it is a transformers folder" if is_path else "check the name and the network"
         raise UserError(f"cannot fetch the language model {name_or_path} ({_first_line(error)}): {advice}") from error

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import CodeLlamaTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CodeLlamaTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Prompt, task_prompt
@@ -262,14 +262,25 @@ def test_a_tokenizer_splits_code_as_its_file_says(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "CodeLlamaTokenizer"])
-def test_a_class_that_splits_code_otherwise_is_told(tmp_path, monkeypatch, kind):
-    with pytest.raises(UserError, match=rf"^{kind}, which .*own, splits Python otherwise than tokenizer.json") as error:
-        own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits(), tokenizer_class=kind)
-    assert "\n" not in str(error.value) and "PreTrainedTokenizerFast" in str(error.value)
-    path = tmp_path / "own" / "tokenizer_config.json"  # what the line says helps
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+def test_a_class_that_splits_code_otherwise_gives_way_to_the_file(tmp_path, monkeypatch, capsys, kind):
+    tokenizer = own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits(), tokenizer_class=kind)
+    assert tokenizer.tokenize("12345") == list("12345") and tokenizer.eos_token_id == 1
+    assert load_model("mine")[2]["format"] == CONTINUATION
+    (line,) = set(capsys.readouterr().out.splitlines())
+    assert line == f"{tmp_path / 'own'}: {kind} splits Python otherwise than tokenizer.json, which is followed"
+
+
+def test_a_class_that_the_type_of_the_model_brings_gives_way_as_well(tmp_path, monkeypatch):
+    own_model(tmp_path / "own", pre_tokenizer=digits())
+    path = tmp_path / "own" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "qwen2"}))
+    assert type(AutoTokenizer.from_pretrained(tmp_path / "own")).__name__ == "Qwen2Tokenizer"
     fetch_hub(str(tmp_path / "own"), tmp_path / "mine")
-    assert load_model("mine")[1].tokenize("12345") == list("12345")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    assert load_model("mine")[1].backend_tokenizer.pre_tokenizer.pre_tokenize_str("12") == [
+        ("1", (0, 1)),
+        ("2", (1, 2)),
+    ]
 
 
 @pytest.mark.parametrize(
