@@ -11,6 +11,7 @@ from typing import Any
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
+from etpo_paper.base.lock import sole_maker
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
 from etpo_paper.model import starts
@@ -92,25 +93,38 @@ def recipe(name: str) -> dict[str, Any]:
 def model(name: str) -> dict[str, Any]:
     """The card of models/{name}, which is made from its start if it is not there or was made from another start.
 
+    Where several processes need it, one makes it and the others wait.
+
     Raises:
         UserError: it cannot be made.
     """
     start = starts.read_start(name)
     if start is None:
         return check_files(name)
-    folder = paths.MODELS / name
-    there = (folder / "card.json").is_file()
+    if there := _there(name, start):
+        return there
+    with sole_maker(paths.MODELS / name, wait=True):
+        return _there(name, start) or _make(name, start)
+
+
+def _there(name: str, start: dict[str, Any]) -> dict[str, Any] | None:
+    """The card of models/{name} if that was made from this start or, without a warm start, from today's source."""
+    base_folder = paths.MODELS / f"{name}-base"
+    if not (paths.MODELS / name / "card.json").is_file():
+        return None
     if start["start"] is None:
-        plain = base(name) | {"name": name}
-        if not there or read_card(name) != plain:
-            print(f"{folder}: made from {paths.MODELS / name}-base")
-            starts.make(name, lambda: None)
-        return plain
-    if there and (card := check_files(name)).get("start") == start["start"]:
-        return card
-    check_recipe(name, start)
+        there = read_card(name)
+        return there if _is_todays(base_folder) and there == read_card(base_folder.name) | {"name": name} else None
+    there = check_files(name)
+    return there if there.get("start") == start["start"] else None
+
+
+def _make(name: str, start: dict[str, Any]) -> dict[str, Any]:
+    folder = paths.MODELS / name
+    if start["start"] is not None:
+        check_recipe(name, start)
     print(f"{folder}: made from {starts.folder(name)}")
     made = starts.make(name, lambda: base(name))
-    if made.get("sha256") != start.get("sha256"):
+    if start["start"] is not None and made.get("sha256") != start.get("sha256"):
         print(f"{folder}: not the weights that the start led to where it was made; runs may differ in last digits")
     return made

@@ -3,19 +3,24 @@
     python -m pipeline.train --scale laptop --method etpo --task diabetes --seed 0
 
 writes results/laptop/etpo/diabetes/seed0/ (`etpo_paper.training.run_files` says what). After an interruption the same
-command goes on after the last whole update. With `torchrun --nproc-per-node 2 -m pipeline.train ...` two processes
+command goes on after the last whole update. One process makes a run at a time: where another is at it, the command says
+so and exits with status 75. With `torchrun --nproc-per-node 2 -m pipeline.train ...` two processes
 share the work of a run (see `etpo_paper.base.distributed`).
 """
 
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from etpo_core.errors import UserError
+from etpo_core.interfaces import Method
 from etpo_paper.base import distributed
+from etpo_paper.base.lock import HELD, HeldError, sole_maker
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
 from etpo_paper.base.settings import Settings
@@ -23,6 +28,7 @@ from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
+from etpo_paper.training.begin import keep_aside, note
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
 from etpo_paper.training.run_files import HOST, RunFiles
@@ -31,6 +37,7 @@ from pipeline.executor import open_executor
 from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
+KEPT = "finished with the same settings, kept"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,24 +52,47 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--seed: got {arguments.seed}, expected at least 0")
         check_task(arguments.task)
         settings = resolve(arguments.scale, arguments.method)
-        run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
+        try:
+            run_stage(Run(arguments.scale, arguments.method, arguments.task, arguments.seed), settings)
+        except HeldError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(HELD)
 
 
 def run_stage(run: Run, settings: Settings) -> None:
     """Makes the run, or says why it is not needed or not possible, and writes its card."""
-    device, first = distributed.device(), distributed.rank() == 0
     method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
     task = distributed.from_first(lambda: data.table(run.task))
-    chat = getattr(method, "model", None)
-    model_card = _model_card(settings, chat)
-    if settings.runs.keep_finished and distributed.from_first(lambda: is_finished(run, settings, model_card, task)):
-        if first:
-            print(f"{run.folder}: finished with the same settings, kept")
+    model_card = _model_card(settings, getattr(method, "model", None))
+
+    def kept() -> bool:
+        found = settings.runs.keep_finished and is_finished(run, settings, model_card, task)
+        if found:
+            print(f"{run.folder}: {KEPT}")
+        return found
+
+    if distributed.from_first(kept):
         return
-    if first:
+    with ExitStack() as stack:
+        distributed.from_first(lambda: stack.enter_context(sole_maker(run.folder)))
+        if not distributed.from_first(kept):  # another process may have finished it in between
+            _make(run, settings, method, task, model_card)
+
+
+def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: dict[str, Any]) -> None:
+    device, first = distributed.device(), distributed.rank() == 0
+
+    def make_room() -> str:
+        """Leaves nothing in the folder but what the run goes on from; returns the name of its checkpoint."""
+        # The adapters of a checkpoint fit only the very weights that they were trained on.
+        whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+        if line := keep_aside(run, settings, model_card, task, whose):
+            print(line)
         run.card.unlink(missing_ok=True)
-    chosen = None
+        return whose
+
+    chosen, chat = None, getattr(method, "model", None)
     if chat is not None:
         from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
 
@@ -72,6 +102,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         if agent is None and run.state.exists():
             raise UserError(f"{NO_KEY}; {run.folder} was begun with it: set it, and the run goes on")
         if agent is None:
+            make_room()
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
             _write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
@@ -83,8 +114,9 @@ def run_stage(run: Run, settings: Settings) -> None:
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = load_agent(run, settings, device, method.trains, precision)
     started = time.time()
-    # The adapters of a checkpoint fit only the very weights that they were trained on.
-    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+    whose = distributed.from_first(make_room)
+    if first:
+        note(run, settings, model_card, task)
     with open_executor(settings.sandbox) as executor:
         title = f"{run.method} {run.task} {run.seed}"
         bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first)
@@ -135,6 +167,7 @@ def run_stage(run: Run, settings: Settings) -> None:
         **more,
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
+    run.begun.unlink(missing_ok=True)
 
 
 def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:

@@ -15,6 +15,7 @@ class Status(StrEnum):
     SNIPPET_ERROR = "snippet_error"  # the program raised an error, or build_model broke its contract
     NO_RESULT = "no_result"  # its process ended without an answer
     BAD_OUTPUT = "bad_output"  # it answered, but not with usable probabilities
+    LABEL_DEPENDENT = "label_dependent"  # it failed, and its error says something about the labels of the training rows
     TIMEOUT = "timeout"  # it used up its CPU time or its time by the clock
     OUT_OF_MEMORY = "out_of_memory"
     CRASH = "crash"  # its process was ended by a signal

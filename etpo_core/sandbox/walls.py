@@ -143,9 +143,9 @@ def _filter_layer(filter_code: bytes, reason: str, flags: int) -> Layer:
 
 def _landlock_layer(flags: int, abi: int) -> Layer:
     if flags & wire.LANDLOCK:
-        tcp = "files, TCP" if abi >= 4 else "files"
+        ports = ", TCP and UDP" if abi >= 10 else ", TCP" if abi >= 4 else ""
         scopes = " and outside processes" if abi >= 6 else ""
-        return Layer(_LANDLOCK, True, f"refuses {tcp}{scopes} (ABI {abi})")
+        return Layer(_LANDLOCK, True, f"refuses files{ports}{scopes} (ABI {abi})")
     if abi == -errno.EOPNOTSUPP:
         return Layer(_LANDLOCK, False, "the kernel has it, but it is switched off", "boot with lsm=landlock,...")
     if abi < 0:

@@ -81,6 +81,7 @@ class Ending:
     cpu_s: float = 0.0
 
 
+_CLOSED = b"; programs may use no files, sockets, processes or signals"  # the agent reads this in its next prompt
 _OUT_OF_MEMORY = Ending(Status.OUT_OF_MEMORY, b"", "MemoryError", "the code needs more memory than it may have")
 
 
@@ -217,7 +218,9 @@ class Worker:
             self.kill()
             printed = self._stderr.read().decode(errors="replace").strip().splitlines() or [repr(error)]
             self.close()
-            raise ZygoteLost(f"the executor's worker did not start: {printed[-1]}") from None
+            missing = printed[-1].startswith("ModuleNotFoundError")
+            cure = f"; workers do not read PYTHONPATH, install the package for {sys.executable}" if missing else ""
+            raise ZygoteLost(f"the executor's worker did not start: {printed[-1]}{cure}") from None
 
     def run(self, source: bytes, split: Split, seed: int, limits: Limits) -> Ending:
         """Has a fresh child fit on the training half and predict the validation half.
@@ -318,7 +321,8 @@ class _Conversation:
             size = 8 * len(split.x_test) * len(split.classes)
             kind, payload = self._frame(size)
             if kind == wire.FITTED:
-                self._send(split.x_test[split.order].tobytes())
+                with suppress(ConnectionError):  # it may have answered, and ended, without reading them
+                    self._send(split.x_test[split.order].tobytes())
                 kind, payload = self._frame(size)
             return _ending(kind, payload, size)
         except TimeoutError:
@@ -374,7 +378,8 @@ def _ending(kind: int, payload: bytes, size: int) -> Ending:
         status = Status.SNIPPET_ERROR if kind == wire.ERROR else Status.BAD_OUTPUT
         name, line, message = (payload.split(b"\0", 2) + [b"", b""])[:3]
         number = int(line) if line.isdigit() and len(line) < 8 else None
-        return Ending(status, b"", clean_name(name), clean_message(message), number)
+        closed = _CLOSED if name == b"PermissionError" else b""
+        return Ending(status, b"", clean_name(name), clean_message(message + closed), number)
     raise _Garbage
 
 

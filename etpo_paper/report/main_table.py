@@ -35,6 +35,7 @@ class MainTable:
         budget: environment steps of the shortest run.
         stand_ins: see `results.stand_ins`.
         notes: see `results.notes`, and what is to be said about held-out scores.
+        integrity: see `results.integrity_note`.
     """
 
     scores: pd.DataFrame
@@ -45,6 +46,7 @@ class MainTable:
     budget: int
     stand_ins: dict[str, str]
     notes: list[str]
+    integrity: str
 
     @property
     def shared_scores(self) -> pd.DataFrame:
@@ -63,7 +65,8 @@ def load(scale: str) -> MainTable:
     methods = ordered(set(status["method"]) - LEFT_OUT)
     present = results.finished_methods(steps, methods)
     budget = statistics.budget(steps)
-    scores = statistics.run_scores(steps[steps["method"].isin(methods)], budget)
+    steps = steps[steps["method"].isin(methods)]
+    scores = statistics.run_scores(steps, budget)
     # A run in which no program ever ran has no best program, and hence no held-out score.
     held_out = evaluation[evaluation["splits"].fillna(0).astype(int) > 0][[*results.KEYS, "held_out_score"]]
     scores = scores.merge(held_out, on=results.KEYS, how="left")
@@ -76,6 +79,7 @@ def load(scale: str) -> MainTable:
         budget=budget,
         stand_ins=results.stand_ins(results.load_cards(scale)),
         notes=[*results.notes(scale, scores, methods), *_held_out_notes(evaluation)],
+        integrity=results.integrity_note(steps),
     )
 
 
@@ -112,7 +116,7 @@ def table(data: MainTable) -> Table:
         f"Highest ROC AUC within {data.budget} environment steps, mean ± standard deviation over seeds "
         "(held-out score of the same programs)."
     )
-    return Table(numbers[columns], caption, shown, data.notes)
+    return Table(numbers[columns], caption, shown, [*data.notes, data.integrity])
 
 
 def aggregate(data: MainTable, generator: np.random.Generator) -> Table:

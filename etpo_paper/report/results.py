@@ -192,6 +192,21 @@ def load_gradients(scale: str) -> pd.DataFrame:
     return _load_evaluation(paths.EVALUATIONS / scale / "gradients.csv", GRADIENT_COLUMNS)
 
 
+def integrity(steps: pd.DataFrame) -> dict[str, int]:
+    """How the executed programs ended: how many for each status, the most frequent first; see `load_steps`."""
+    return {str(status): int(count) for status, count in steps["status"].value_counts().items()}
+
+
+def integrity_note(steps: pd.DataFrame) -> str:
+    """What the executor had to stop, in a sentence; a call that it only refused is an error of the program."""
+    counts = integrity(steps)
+    ended, failed = (counts.get(status) or "none" for status in ("policy_violation", "infrastructure_fault"))
+    return (
+        f"Of {sum(counts.values()):,} programs, the kernel ended {ended} for a forbidden system call "
+        f"(policy_violation) and the executor itself failed in {failed} (infrastructure_fault)."
+    )
+
+
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:
     """The tasks of some run cards whose data are a stand-in, with a text that says which."""
     rows = cards[cards["stand_in"].notna()]
@@ -320,6 +335,7 @@ def _load_runs(
         if not path.is_file():
             raise UserError(f"{path} is missing although the run is finished; delete {run['folder']} and run again")
         frame = read(path, columns)[list(columns)]  # older files have more of them
+        _check_rows(frame, path, _read_card(run["folder"] / "run_card.json"))
         for position, key in enumerate(KEYS):
             frame.insert(position, key, run[key])
         if not frame.empty:
@@ -327,6 +343,27 @@ def _load_runs(
     if not frames:
         return pd.DataFrame(columns=[*KEYS, *columns])
     return pd.concat(frames, ignore_index=True)
+
+
+def _check_rows(frame: pd.DataFrame, path: Path, card: dict[str, Any]) -> None:
+    """Compares the rows of a file with what a finished run leaves: nothing twice, nothing missing.
+
+    Raises:
+        UserError: the rows do not fit, as where two processes wrote the file or lines were lost.
+    """
+    if path.name == "samples.jsonl":  # some of the steps
+        number, rule, up_to = "step", "no step twice and all in order", ""
+        fits = frame[number].is_monotonic_increasing and frame[number].is_unique
+    else:
+        number, first, count = ("step", 1, "step") if path.name == "steps.csv" else ("update", 0, "steps")
+        last = 0 if frame.empty else frame[count].max()
+        wanted = ((card.get("parameters") or {}).get("training") or {}).get("env_steps", last)
+        rule, up_to = f"each {number} once and in order, up to step {wanted:g}", f", up to step {last:g}"
+        fits = frame[number].tolist() == list(range(first, first + len(frame))) and last == wanted
+    if not fits:
+        found = f"{len(frame)} rows with {frame[number].nunique()} different {number}s{up_to}"
+        mend = f"restore it with git, or delete {path.parent} and make the run again"
+        raise UserError(f"{path}: expected {rule}, found {found}; {mend}")
 
 
 def _load_evaluation(path: Path, columns: Sequence[str]) -> pd.DataFrame:

@@ -45,6 +45,11 @@ class Run:
         """The checkpoint that a stopped run goes on from; it exists from the first update until the card is written."""
         return self.folder / "checkpoint" / "state.pt"
 
+    @property
+    def begun(self) -> Path:
+        """What the run depended on when it was last started; it exists as long as the checkpoint."""
+        return self.folder / "checkpoint" / "begun.json"
+
 
 def run_parameters(run: Run, settings: Settings) -> dict[str, Any]:
     """The settings that decide a run's numbers (how many workers execute the programs does not)."""

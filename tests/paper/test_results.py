@@ -160,11 +160,60 @@ def test_a_damaged_cell_is_told_in_one_line(root, old, new, message):
         results.load_steps("smoke")
 
 
+def twice(text):
+    """What two processes leave that write the same rows to one file."""
+    head, *rows = text.splitlines(keepends=True)
+    return "".join([head, *(row for row in rows for _ in range(2))])
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "found"),
+    [
+        (
+            "steps.csv",
+            twice,
+            "up to step 6, found 12 rows with 6 different steps, up to step 6; restore it with git, or",
+        ),
+        ("steps.csv", lambda text: text + text.partition("\n")[2], "found 12 rows with 6 different steps"),
+        ("steps.csv", lambda text: "".join(text.splitlines(keepends=True)[:-1]), "found 5 rows .*, up to step 5; "),
+        ("steps.csv", lambda text: text.replace("\n3,", "\n4,"), "found 6 rows with 5 different steps"),
+        ("steps.csv", lambda text: text.partition("\n")[0] + "\n", "found 0 rows .*, up to step 0; "),
+        ("updates.csv", twice, "each update once and in order, up to step 6, found 4 rows with 2 different updates"),
+        ("updates.csv", lambda text: "".join(text.splitlines(keepends=True)[:-1]), "found 1 rows .*, up to step 3; "),
+        (
+            "samples.jsonl",
+            lambda text: 2 * text,
+            "no step twice and all in order, found 12 rows with 6 different steps",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_the_card_are_told_in_one_line(root, name, edit, found):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,), updates=2, batch=3)
+    path = folder(root) / "run_card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parameters": {"training": {"env_steps": 6}}}))
+    load = {"steps.csv": results.load_steps, "updates.csv": results.load_updates}.get(name, results.load_samples)
+    assert len(load("smoke")) == {"updates.csv": 2}.get(name, 6)
+    path = folder(root) / name
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(UserError, match=found) as caught:
+        load("smoke")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_damaged_sample_names_its_line(root):
     fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
     (folder(root) / "samples.jsonl").write_text('{"update": 0}\n{"upd')
     with pytest.raises(UserError, match="line 2"):
         results.load_samples("smoke")
+
+
+def test_the_note_on_integrity_counts_what_the_executor_stopped():
+    steps = pd.DataFrame({"status": ["ok"] * 1200 + ["snippet_error"] * 30 + ["policy_violation"] * 2})
+    assert results.integrity(steps) == {"ok": 1200, "snippet_error": 30, "policy_violation": 2}
+    assert results.integrity_note(steps) == (
+        "Of 1,232 programs, the kernel ended 2 for a forbidden system call (policy_violation) and the executor itself "
+        "failed in none (infrastructure_fault)."
+    )
 
 
 def test_common_tasks():

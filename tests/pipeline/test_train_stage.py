@@ -5,10 +5,12 @@ All but one of the runs are made in this process; the one in a process of its ow
 
 import csv
 import gc
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from etpo_paper.base.lock import HELD, sole_maker
+from etpo_paper.report import results
 from pipeline.matrix import complete
 
 CHECKOUT = Path(__file__).parents[2]
@@ -97,6 +101,78 @@ def test_a_run_that_is_killed_goes_on_to_the_same_results(root, train, tmp_path,
     for name in ("steps.csv", "best_code.py", "samples.jsonl"):
         assert (folder(root) / name).read_bytes() == (folder(whole) / name).read_bytes(), name
     assert (folder(whole) / "steps.csv").read_text().count("\n") == 13
+
+
+def stopped(root, train, monkeypatch):
+    """Makes the first two updates of a run and stops."""
+    from pipeline import train as made_by
+
+    whole = made_by.train
+    change(root, lambda params: params["scales"]["smoke"]["training"].update(env_steps=12))
+    with monkeypatch.context() as patch:
+        patch.setattr(made_by, "train", lambda *given: [*itertools.islice(whole(*given), 2), *stop()])
+        assert train().returncode == 130
+    return (folder(root) / "steps.csv").read_bytes()
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, train, monkeypatch):
+    rows = stopped(root, train, monkeypatch)
+    assert rows.count(b"\n") == 1 + 8
+    before = (root / "params.yaml").read_text()
+    change(root, lambda params: params["sandbox"].update(memory_mb=params["sandbox"]["memory_mb"] + 1))
+    change(root, lambda params: params["methods"]["etpo"].update(beta=0.3))
+    old = yaml.safe_load(before)
+    done = train()
+    assert done.returncode == 0, done.stderr
+    aside = folder(root).with_name("seed0.before-1")
+    beta, memory = old["methods"]["etpo"]["beta"], old["sandbox"]["memory_mb"]
+    assert done.stdout.splitlines() == [
+        f"{folder(root)}: begins anew, because its 8 steps were made with methods.etpo.beta {beta} instead of 0.3, "
+        f"sandbox.memory_mb {memory} instead of {memory + 1}; they are kept in {aside}; with what was "
+        "before and that folder renamed back, the run goes on"
+    ]
+    assert (aside / "steps.csv").read_bytes() == rows
+    assert [path.name for path in (folder(root) / "checkpoint").iterdir()] == ["policy"]
+    # A finished run is kept as well, under the next name, and neither counts as a result.
+    change(root, lambda params: params["methods"]["etpo"].update(beta=0.4))
+    done = train()
+    assert " because its 12 steps were made with methods.etpo.beta 0.3 instead of 0.4; they are kept" in done.stdout
+    assert done.stdout.rstrip().endswith("seed0.before-2")
+    assert set(results.load_steps("smoke")["seed"]) == {0} and len(results.load_steps("smoke")) == 12
+    # With the former settings and the former folder, the run goes on.
+    (root / "params.yaml").write_text(before)
+    shutil.rmtree(folder(root))
+    aside.rename(folder(root))
+    assert train().stdout == "" and (folder(root) / "steps.csv").read_bytes().startswith(rows)
+    assert card(root)["status"] == "finished"
+
+
+def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, monkeypatch):
+    stopped(root, train, monkeypatch)
+    assert train().returncode == 0
+    whole = (folder(root) / "steps.csv").read_bytes()
+    change(root, lambda params: params["scales"]["smoke"]["runs"].update(keep_finished=False))
+    done = train()
+    assert done.returncode == 0 and done.stdout == "" and (folder(root) / "steps.csv").read_bytes() == whole
+    assert [path.name for path in folder(root).parent.iterdir()] == ["seed0"]
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch):
+    rows = stopped(root, train, monkeypatch)
+    (folder(root) / "checkpoint" / "state.pt").write_bytes(b"damaged")
+    assert "its checkpoint is damaged; they are kept in" in train().stdout
+    assert (folder(root).with_name("seed0.before-1") / "steps.csv").read_bytes() == rows
+
+
+def test_what_is_kept_aside_is_no_result_for_git_and_dvc():
+    for name in ("seed0.before-1/steps.csv", "seed0.before-12/run_card.json"):
+        path = f"results/study/etpo/diabetes/{name}"
+        assert subprocess.run(["git", "check-ignore", path], cwd=CHECKOUT, capture_output=True).returncode == 0
+    assert "results/*/*/*/*.before-*" in (CHECKOUT / ".dvcignore").read_text().splitlines()
 
 
 def test_without_a_key_the_chat_baseline_says_not_run(root, train):
@@ -221,6 +297,15 @@ def test_a_chat_run_without_any_code_stops(root, train, server, monkeypatch):
     assert not (folder(root, "reflection_gpt4") / "checkpoint" / "state.pt").exists()
 
 
+def test_a_run_that_another_process_makes_is_left_alone(root, train):
+    with sole_maker(folder(root)):
+        done = train()
+    assert done.returncode == HELD and done.stderr.count("error: ") == 1, done.stderr
+    assert f"{folder(root)} is held by another process (host " in done.stderr and "delete" in done.stderr
+    assert not folder(root).exists()
+    assert train().returncode == 0 and not folder(root).with_name("seed0.lock").exists()
+
+
 def test_an_unwritable_results_folder_is_one_line(root, train):
     (root / "results").write_text("a file where a folder should be")
     done = train()
@@ -258,6 +343,33 @@ def test_a_matrix_says_which_run_failed_and_finishes_the_others(root, stage, no_
     done = stage("matrix", "--scale", "smoke", "--workers", 2)
     assert is_one_line(done, "ppo_kl/kidney-stone/seed0: error: the disk is full"), done.stderr
     assert card(root, "reflection")["status"] == "finished"
+
+
+def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(root, stage, no_processes):
+    change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
+    with sole_maker(folder(root, "ppo_kl")):
+        done = stage("matrix", "--scale", "smoke", "--workers", 2)
+    assert done.returncode == HELD
+    who = f"host {socket.gethostname()}, process {os.getpid()}"
+    assert done.stdout == f"smoke: 1 run done; 1 run is held by another process ({who}): {folder(root, 'ppo_kl')}\n"
+    assert card(root, "reflection")["status"] == "finished" and not folder(root, "ppo_kl").exists()
+    assert stage("matrix", "--scale", "smoke", "--workers", 2).stdout == "smoke: 1 run done\n"
+
+
+def test_a_matrix_counts_only_the_runs_that_it_made(root, stage, no_processes, monkeypatch):
+    """Another machine finishes a run, once before this one comes to it and once before it takes the lock."""
+    change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
+    instead = subprocess.run
+
+    def run(command, **options):
+        instead([*command[:4], "smoke", "--method", "reflection", *command[7:]], **options)  # the other machine's work
+        return instead(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    done = stage("matrix", "--scale", "smoke", "--workers", 1)
+    assert done.stdout == "smoke: 1 run done\n", done.stderr
+    for method in ("ppo_kl", "reflection"):
+        assert (folder(root, method) / "steps.csv").read_text().count("\n") == 7
 
 
 def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch):

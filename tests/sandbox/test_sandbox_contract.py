@@ -18,6 +18,13 @@ def test_a_failing_first_split_ends_the_job(pool, table):
     assert outcome.wall_s < pool.score(body("import time; time.sleep(0.05)"), *table, range(5)).wall_s
 
 
+def test_the_error_of_what_is_closed_says_so(pool, table):
+    message = pool.score(body("open('data.csv')"), *table, [0]).message
+    closed = "programs may use no files, sockets, processes or signals"
+    assert message == f"[Errno 13] Permission denied: 'data.csv'; {closed}"
+    assert closed in pool.score(body("import asyncio; asyncio.new_event_loop()"), *table, [0]).message
+
+
 def test_a_program_begun_ahead_is_found_under_way_and_runs_once(pool, table, monkeypatch):
     seen, run = [], Worker.run
     monkeypatch.setattr(

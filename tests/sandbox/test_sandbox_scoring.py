@@ -144,4 +144,4 @@ def test_bad_arguments_are_told_in_one_line(pool, table):
 
 
 def test_statuses_are_plain_words():
-    assert str(Status.OUT_OF_MEMORY) == "out_of_memory" and len(Status) == 9
+    assert str(Status.OUT_OF_MEMORY) == "out_of_memory" and len(Status) == 10

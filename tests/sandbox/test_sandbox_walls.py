@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from programs import HONEST, INNOCENT, LIMITS, body, children, needs_wall
+from programs import HONEST, INNOCENT, LIMITS, body, children, needs_wall, until
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status, Tier, bubblewrap, walls
@@ -212,6 +212,7 @@ def test_a_worker_whose_walls_fell_is_not_used(quick_workers, monkeypatch):
         monkeypatch.setattr(worker_module.Worker, "wait_tried", lambda self: (0, 0))
         for pid in set(children(os.getpid())) - set(others):
             os.kill(pid, signal.SIGKILL)
+        until(lambda: not pool._workers[0].whole)
         outcome = pool.score(HONEST, X, Y, [0])
     assert outcome.status is Status.INFRASTRUCTURE_FAULT and "walls of a new worker" in outcome.message
 
@@ -261,22 +262,12 @@ def test_modules_are_there_when_named(pool):
         assert other.score(source, X, Y, [0]).error_text == ""
 
 
-@needs_wall
-def test_models_that_use_the_other_rows_are_found(pool):
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(60, 2)), np.arange(60) % 2
-    ranks = """
-import numpy as np
-class Model:
-    classes_ = np.array([0, 1])
-    def predict_proba(self, x):
-        p = x[:, 0].argsort().argsort() / len(x)
-        return np.c_[1 - p, p]
-def build_model(x_train, y_train):
-    return Model()
-"""
-    forest = "from sklearn.ensemble import RandomForestClassifier as F\n" + INNOCENT.replace("GaussianNB()", "F(9)")
-    assert not pool.predicts_row_by_row(ranks, x, y, [0])
-    assert pool.predicts_row_by_row(INNOCENT, x, y, [0, 1]) and pool.predicts_row_by_row(forest, x, y, [0])
-    with pytest.raises(UserError, match="does not score"):
-        pool.predicts_row_by_row("(", x, y, [0])
+def test_landlock_takes_away_every_right_that_the_kernel_knows(monkeypatch):
+    monkeypatch.syspath_prepend(str(worker_module._INSIDE))
+    from landlock import rights
+
+    # The numbers of rights that the kernel's header defines, by ABI: of files, of the network, of scopes.
+    counts = {1: (13, 0, 0), 2: (14, 0, 0), 3: (15, 0, 0), 4: (15, 2, 0), 5: (16, 2, 0), 6: (16, 2, 2)}
+    counts |= {7: (16, 2, 2), 8: (16, 2, 2), 9: (17, 2, 2), 10: (17, 4, 2), 11: (17, 4, 2)}
+    assert {version: tuple(mask.bit_length() for mask in rights(version)) for version in counts} == counts
+    assert all(mask + 1 == 1 << mask.bit_length() for version in counts for mask in rights(version))

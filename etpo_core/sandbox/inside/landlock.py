@@ -1,9 +1,10 @@
 """Landlock: a part of the Linux kernel through which a process gives up rights for good, for itself and its children.
 
-`give_up_files` takes away every access to files and, where the kernel supports it, every TCP port and all signals to
-processes outside; there are no exceptions. What a kernel can take away depends on the version of its interface, the
-ABI; rights that kernels learnt to take away after ABI 6 are not asked for. The system calls have no wrapper in the C
-library and are made through `ctypes`. They bind one thread and what it forks, so the process must be single-threaded.
+`give_up_files` takes away every right that the kernel can take away, up to ABI 10 of the interface: all access to
+files; TCP ports from ABI 4; from ABI 6, signals and abstract sockets of processes outside; from ABI 9, sockets with a
+path; from ABI 10, UDP ports. Rights that kernels learn to take away later are not asked for. The system calls have no
+wrapper in the C library and are made through `ctypes`. They bind one thread and what it forks, so the process must be
+single-threaded.
 """
 
 import ctypes
@@ -13,14 +14,13 @@ import sys
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the numbers are the same on every architecture
 _VERSION = 1  # a flag of the first call: only ask for the ABI
-_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # by ABI, how many file rights there are; 16 in all newer ones
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Ruleset(ctypes.Structure):
     """The kernel's `struct landlock_ruleset_attr`: bit masks of what is taken away."""
 
-    _fields_ = [("files", ctypes.c_uint64), ("tcp", ctypes.c_uint64), ("scopes", ctypes.c_uint64)]
+    _fields_ = [("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scopes", ctypes.c_uint64)]
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -38,6 +38,16 @@ def abi() -> int:
     return answer if answer >= 0 else -ctypes.get_errno()
 
 
+def rights(version: int) -> tuple[int, int, int]:
+    """The masks of all file, network and scope rights that an ABI can take away (the kernel's `linux/landlock.h`).
+
+    ABIs 7 and 8 added ways to log and to bind all threads, and no right. A kernel refuses a mask with unknown bits.
+    """
+    files = 13 + sum(version >= since for since in (2, 3, 5, 9))
+    network = 2 * (version >= 4) + 2 * (version >= 10)
+    return (1 << files) - 1, (1 << network) - 1, 3 if version >= 6 else 0
+
+
 def give_up_files() -> None:
     """Takes the rights away from the calling process, for good; descriptors that are open stay usable.
 
@@ -47,8 +57,7 @@ def give_up_files() -> None:
     version = abi()
     if version < 0:
         raise OSError(-version, os.strerror(-version))
-    files = (1 << _FILE_RIGHTS.get(version, 16)) - 1
-    ruleset = _Ruleset(files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+    ruleset = _Ruleset(*rights(version))
     size = 24 if version >= 6 else 16 if version >= 4 else 8  # an older kernel refuses a structure with newer fields
     fd = _call(_CREATE_RULESET, ctypes.byref(ruleset), ctypes.c_size_t(size), ctypes.c_uint32(0))
     try:

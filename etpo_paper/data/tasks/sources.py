@@ -6,6 +6,7 @@ account and always delivers, but for six tasks it delivers a declared stand-in. 
 only the paper's own tables.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from etpo_core.errors import UserError, unknown
 from etpo_paper.base import paths
+from etpo_paper.data.tasks import weka
 from etpo_paper.data.tasks.generators import GENERATORS
 from etpo_paper.data.tasks.preprocessing import complete_rows, kaggle_table, openml_table
 from etpo_paper.data.tasks.registry import TASKS, StandIn, TaskSpec
@@ -55,7 +57,7 @@ def prepare_task(name: str, sources: Sequence[str] = ("embedded",), local_folder
     for source in sources:
         try:
             task = SOURCES[source](TASKS[name], local_folder)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a disk, a permission
             reports.append(f"{source}: {error}")
             continue
         for report in reports:
@@ -180,11 +182,11 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
     """
     import arff  # liac-arff, the parser of the package `openml`
 
-    with open(path, encoding="utf-8") as file:
-        parsed = arff.load(file, encode_nominal=True, return_type=arff.DENSE_GEN)
-        names = [name for name, _ in parsed["attributes"]]
-        if target not in names:
-            raise ValueError(f"no column {target}")
+    # Names of authors in other encodings stand in comments; what matters is compared with the registry.
+    with open(path, encoding=weka.encoding(path), errors="replace") as file:
+        parsed = arff.load(weka.plain_lines(file), encode_nominal=True, return_type=arff.DENSE_GEN)
+        names = [name.strip() for name, _ in parsed["attributes"]]
+        target = _spelled(target, names)
         rows = (tuple(np.nan if cell is None else cell for cell in row) for row in parsed["data"])
         table = np.fromiter(rows, dtype=np.dtype((np.float64, len(names))))
     at = names.index(target)
@@ -193,6 +195,14 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
         raise ValueError(f"a missing value in column {target}")
     columns = tuple(name for name in names if name != target)
     return np.delete(table, at, axis=1), labels.astype(np.int64), columns
+
+
+def _spelled(target: str, names: Sequence[str]) -> str:
+    """The target as a file spells it: Weka's own files have `class` and `Class`."""
+    alike = [name for name in names if name.casefold() == target.casefold()]
+    if target in names or len(alike) == 1:
+        return target if target in names else alike[0]
+    raise ValueError(f"no column {target}")
 
 
 @contextmanager
@@ -213,8 +223,7 @@ def _openml_settings(config: Any) -> Iterator[None]:
 
 
 def _from_openml(spec: TaskSpec) -> Path:
-    import openml
-
+    openml = _client("openml")
     try:
         with _openml_settings(openml.config):
             data = openml.datasets.get_dataset(spec.identifier, download_data=True)
@@ -224,8 +233,7 @@ def _from_openml(spec: TaskSpec) -> Path:
 
 
 def _from_kaggle(spec: TaskSpec) -> Path:
-    import kagglehub
-
+    kagglehub = _client("kagglehub")
     try:
         if spec.kind == "kaggle-competition":
             folder = kagglehub.competition_download(spec.identifier)
@@ -240,6 +248,18 @@ def _from_kaggle(spec: TaskSpec) -> Path:
     return path
 
 
+def _client(package: str) -> Any:
+    """A site's package, which reads and writes files of its own when it is imported."""
+    try:
+        return importlib.import_module(package)
+    except Exception as error:
+        cure = "install it, mend its settings in your home folder, or make that folder writable"
+        raise UserError(f"the package {package} cannot be imported ({_reason(error)}); {cure}") from None
+
+
 def _refused(site: str, spec: TaskSpec, error: Exception, cure: str) -> UserError:
-    reason = " ".join(str(error).split())[:200] or "no reason given"
-    return UserError(f"{site} did not give {spec.identifier} ({type(error).__name__}: {reason}); {cure}")
+    return UserError(f"{site} did not give {spec.identifier} ({_reason(error)}); {cure}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no reason given'}"

@@ -11,6 +11,8 @@ import csv
 import hashlib
 import io
 import json
+import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,9 +157,16 @@ def save_task(task: Task, folder: Path | None = None) -> Path:
         "licence": licensed.licence,
     }
     table = folder / f"{task.spec.name}.csv"
-    table.write_bytes(header.getvalue().encode("utf-8") + canonical(task.x, task.y))
-    table.with_suffix(".json").write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _replace(table, header.getvalue().encode("utf-8") + canonical(task.x, task.y))
+    _replace(table.with_suffix(".json"), (json.dumps(note, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     return table
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, also where several processes write it at the same time."""
+    part = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
 
 
 def load_task(name: str, folder: Path | None = None) -> Task:

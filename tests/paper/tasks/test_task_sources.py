@@ -3,6 +3,7 @@
 import csv
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from task_helpers import HEALTH, KIDNEY, one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
-from etpo_paper.data.tasks import TASKS, load_task, prepare_task
+from etpo_paper.data.tasks import TASKS, load_task, prepare_task, sources
 from etpo_paper.data.tasks.sources import read_arff
 from pipeline import data as stage
 
@@ -88,6 +89,57 @@ def test_read_arff(tmp_path):
         read_arff(path, "z")
 
 
+def of_rows(edit):
+    """An edit of the rows of an ARFF text, from one of a single row."""
+
+    def edited(text):
+        head, mark, rows = text.partition("@data\n")
+        return head + mark + "".join(f"{edit(row)}\n" for row in rows.splitlines())
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace(" numeric", " real [0,900]"),
+        lambda text: text.replace(" numeric", " INTEGER [0, 900] % between {0} and 900", 1),
+        lambda text: text.replace(" numeric", " numeric {0.5}"),
+        lambda text: text.replace("}\n", "} % the class, not a {type}\n", 1),
+        lambda text: text.replace("class {", "class{"),
+        lambda text: text.replace("class {", "'class'{"),
+        lambda text: text.replace("class {", "Class {"),
+        lambda text: text.replace("class {", "'class ' {"),
+        lambda text: text.replace("{tested_negative,tested_positive}", "{ 'tested_negative' ,\t\"tested_positive\" }"),
+        lambda text: text.replace("tested_negative", "'tested\\'s % {negative}, x'"),
+        lambda text: text.replace(" ", "\t").replace("@", "\t@").replace("@data", "@DATA \t% rows"),
+        lambda text: text.replace("@relation diabetes", "@relation pima-weka.filters{a, b} % of Weka"),
+        of_rows(lambda row: f"{row}, {{1.5}}"),
+        of_rows(lambda row: f"{row},{{2}} % a weight"),
+        of_rows(lambda row: row.replace(",", "\t")),
+        of_rows(lambda row: "{" + ", ".join(f"{i} {cell}" for i, cell in enumerate(row.split(","))) + "}, {2}"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+        lambda text: f"% Universit\xe9\n{text}".encode("latin-1"),
+    ],
+)
+def test_arff_as_weka_has_it(tmp_path, edit):
+    text = (paths.EMBEDDED / "diabetes.arff").read_text()
+    text = edit(text)
+    (tmp_path / "diabetes.arff").write_bytes(text if isinstance(text, bytes) else text.encode())
+    task = prepare_task("diabetes", ("local",), tmp_path)
+    assert task.sha256 == TASKS["diabetes"].sha256
+    assert task.columns == ("preg", "plas", "pres", "skin", "insu", "mass", "pedi", "age")
+
+
+def test_of_two_columns_that_differ_in_case_the_exact_one_is_the_target(tmp_path):
+    path = tmp_path / "t.arff"
+    path.write_text("@relation t\n@attribute Class {a,b}\n@attribute class {a,b}\n@data\na,b\nb,b\n")
+    assert read_arff(path, "class")[1].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="no column CLASS"):
+        read_arff(path, "CLASS")
+
+
 def test_local_openml_file(tmp_path):
     for place in ("credit-g.arff", "credit-g/dataset_31_credit-g.arff", "31/31.arff"):
         folder = tmp_path / place.replace("/", "_")
@@ -155,6 +207,43 @@ def test_next_source_is_tried_and_the_failure_told(tmp_path, caplog):
         task = prepare_task("cmc", ("local", "embedded"), tmp_path)
     assert task.source == "embedded"
     assert "taken from source embedded, because local: " in caplog.text and "cmc.arff" in caplog.text
+
+
+@pytest.mark.parametrize(("package", "name"), [("openml", "cmc"), ("kagglehub", "kidney-stone")])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "import configparser\nconfigparser.ConfigParser().read_string('[a]\\napikey abc')",
+            "ParsingError: Source contains parsing errors",
+        ),
+        ("open('/proc/nowhere/config', 'w')", "FileNotFoundError: "),
+        ("raise ImportError", "ImportError: no reason given"),
+    ],
+)
+def test_next_source_is_tried_where_a_package_cannot_be_imported(
+    tmp_path, monkeypatch, caplog, package, name, text, part
+):
+    (tmp_path / f"{package}.py").write_text(text)
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_task(name, ("online", "embedded")).source == "embedded"
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert f"because online: the package {package} cannot be imported ({part}" in line and "\n" not in line
+    assert "mend its settings in your home folder" in line
+
+
+def test_next_source_is_tried_where_a_disk_fails(tmp_path, monkeypatch, caplog):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setitem(sources.SOURCES, "local", denied)
+    with caplog.at_level(logging.WARNING):
+        assert prepare_task("cmc", ("local", "embedded"), tmp_path).source == "embedded"
+    assert f"because local: [Errno 13] Permission denied: '{tmp_path}'" in caplog.text
 
 
 def test_all_sources_fail_in_one_line(embedded, tmp_path):
