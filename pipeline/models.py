@@ -15,20 +15,28 @@ from etpo_paper.base.lock import sole_maker
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
 from etpo_paper.model import starts
-from etpo_paper.model.loading import check_files, convert_smollm2, fetch_hub, read_card
+from etpo_paper.model.loading import check_files, convert_smollm2, fetch_hub, read_card, unchanged
 
 
 def base(name: str) -> dict[str, Any]:
-    """The card of a pretrained model, which is made if it is not there and needs no training to be made.
+    """The card of a pretrained model, which is made if it is not there or not that of the settings.
 
     Raises:
         UserError: it cannot be made.
     """
     folder, makers = paths.MODELS / f"{name}-base", base_makers()
-    if name in makers and not (folder / "card.json").is_file():
+    if name in makers and not _is_todays(folder):
         makers[name](folder)
         print(f"{folder}: made")
     return check_files(f"{name}-base")
+
+
+def _is_todays(folder: Path) -> bool:
+    """Whether a pretrained model is there and, if it lies elsewhere, is the one that the settings name, unchanged."""
+    if not (folder / "card.json").is_file():
+        return False
+    card = read_card(folder.name)
+    return "path" not in card or (card.get("source") == load_defaults().base_model.codellama.source and unchanged(card))
 
 
 def base_makers() -> dict[str, Callable[[Path], object]]:
@@ -100,9 +108,13 @@ def model(name: str) -> dict[str, Any]:
 
 
 def _there(name: str, start: dict[str, Any]) -> dict[str, Any] | None:
-    """The card of models/{name} if that was made from this start."""
+    """The card of models/{name} if that was made from this start or, without a warm start, from today's source."""
+    base_folder = paths.MODELS / f"{name}-base"
     if not (paths.MODELS / name / "card.json").is_file():
         return None
+    if start["start"] is None:
+        there = read_card(name)
+        return there if _is_todays(base_folder) and there == read_card(base_folder.name) | {"name": name} else None
     there = check_files(name)
     return there if there.get("start") == start["start"] else None
 
@@ -113,6 +125,6 @@ def _make(name: str, start: dict[str, Any]) -> dict[str, Any]:
         check_recipe(name, start)
     print(f"{folder}: made from {starts.folder(name)}")
     made = starts.make(name, lambda: base(name))
-    if made.get("sha256") != start.get("sha256"):
+    if start["start"] is not None and made.get("sha256") != start.get("sha256"):
         print(f"{folder}: not the weights that the start led to where it was made; runs may differ in last digits")
     return made

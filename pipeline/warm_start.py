@@ -25,6 +25,7 @@ from etpo_paper.base.settings import WarmStart, load_defaults
 from etpo_paper.data.tasks import TASKS
 from etpo_paper.model import starts
 from etpo_paper.model.loading import check_files, load_model
+from etpo_paper.model.output import output_weight
 from etpo_paper.warm_start.corpus import Corpus, good_bodies
 from etpo_paper.warm_start.report import measure
 from etpo_paper.warm_start.sft import WarmStartSettings, answer_ids, train
@@ -44,13 +45,16 @@ def train_start(name: str, recipe: dict[str, Any], place: Path) -> dict[str, Any
         What the report says of the corpus and of the training.
 
     Raises:
-        UserError: the pretrained model is damaged, or a setting makes no sense.
+        UserError: the pretrained model is damaged or has a head that is not one matrix, or a setting makes no sense.
     """
     settings = WarmStartSettings(**recipe)
-    if not (paths.MODELS / f"{name}-base" / "card.json").is_file():
+    if (paths.MODELS / f"{name}-base" / "card.json").is_file():
+        models.base(name)  # makes it again if it is not that of the settings
+    else:
         base_model.make(name)
     base = check_files(f"{name}-base", whole=True)
     model, tokenizer, _ = load_model(f"{name}-base")
+    output_weight(model)
     bodies = good_bodies(settings.seed, lambda body: len(answer_ids(body, tokenizer, base)) <= settings.max_tokens)
     corpus = Corpus(bodies, settings.seed)
     checkpoint = paths.MODELS / ".checkpoints" / f"{name}.pt"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from etpo_core.errors import UserError
+from etpo_paper.model.output import causal_model, output_weight
 
 LogLikelihood = Callable[[Tensor, int], Tensor]
 """Maps (tokens int64 [T], first >= 1) to the log-likelihoods of tokens[first:], float32 [T - first]."""
@@ -108,16 +109,13 @@ def perplexity(
 
 
 @torch.no_grad()
-def token_log_likelihood(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, chunk: int = 4096
-) -> Tensor:
-    """Computes log softmax(hidden @ weight.T + bias)[targets] without the [N, V] matrix of logits.
+def token_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
+    """Computes log softmax(hidden @ weight.T)[targets] without the [N, V] matrix of logits.
 
     Args:
         hidden: [N, H], last hidden states in any float type; the products are computed in float32.
         weight: [V, H], the output layer.
         targets: int64 [N], in 0..V-1.
-        bias: [V] or None.
         chunk: number of vocabulary entries at a time; the largest temporary tensor is float32 [N, chunk].
 
     Returns:
@@ -128,12 +126,8 @@ def token_log_likelihood(
     for begin in range(0, len(weight), chunk):
         part = slice(begin, begin + chunk)
         logits = hidden @ weight[part].float().T
-        if bias is not None:
-            logits += bias[part].float()
         running = torch.logaddexp(running, logits.logsumexp(-1))
     taken = (hidden * weight[targets].float()).sum(-1)
-    if bias is not None:
-        taken = taken + bias[targets].float()
     return taken - running
 
 
@@ -141,17 +135,15 @@ def causal_log_likelihood(model: Any, start: Sequence[int] = ()) -> LogLikelihoo
     """Makes a `LogLikelihood` from a causal language model of transformers.
 
     Args:
-        model: e.g. a LlamaForCausalLM, or a PeftModel around one. Its logits must be a linear function of the last
-            hidden states.
+        model: e.g. a LlamaForCausalLM, or a PeftModel around one.
         start: tokens that stand before every window and are never scored, such as the <s> of some tokenizers.
 
     Raises:
-        UserError: raised by the returned function if a window is longer than the model's context.
+        UserError: the model has a head that is not one matrix (see `output`); or, raised by the returned function, a
+            window is longer than the model's context.
     """
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, head = network.get_decoder(), network.get_output_embeddings()
+    weight, network = output_weight(model), causal_model(model)
     context = getattr(network.config, "max_position_embeddings", None)
-    device = head.weight.device
     prefix = torch.tensor(list(start), dtype=torch.long)
 
     @torch.no_grad()
@@ -161,10 +153,9 @@ def causal_log_likelihood(model: Any, start: Sequence[int] = ()) -> LogLikelihoo
                 f"perplexity: a window of {len(prefix) + len(tokens)} tokens is longer than the model's "
                 f"context of {context}; lower perplexity.window in params.yaml"
             )
-        ids = torch.cat([prefix, tokens]).to(device)
-        hidden = decoder(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        ids = torch.cat([prefix, tokens]).to(weight.device)
+        hidden = network.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
         offset = len(prefix) + first
-        scores = token_log_likelihood(hidden[offset - 1 : -1], head.weight, ids[offset:], getattr(head, "bias", None))
-        return scores.cpu()
+        return token_log_likelihood(hidden[offset - 1 : -1], weight, ids[offset:]).cpu()
 
     return log_likelihood

@@ -24,7 +24,7 @@ from etpo_paper.base import settings as typed
 from etpo_paper.base.provenance import file_sha256, write_rows
 from etpo_paper.data.corpora import CORPORA, Text
 from etpo_paper.measure.perplexity import causal_log_likelihood, perplexity
-from etpo_paper.model.loading import load_model, read_card
+from etpo_paper.model.loading import front, load_model, read_card
 from etpo_paper.report import results
 
 COLUMNS = [*results.PERPLEXITY_COLUMNS, "key"]
@@ -130,7 +130,7 @@ def _rank(place: Place) -> tuple[int, str, str, int, int]:
 
 def measure(subject: Subject, text: Text, model: Any, tokenizer: Any, settings: typed.Perplexity) -> dict[str, str]:
     """The row of a subject and a text, without its key and the loss of its reference."""
-    start = tokenizer("").input_ids  # <s> where the tokenizer puts one before every text, otherwise nothing
+    start = front(tokenizer)
     ids = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids)
     bar: Callable = lambda places: tqdm(places, desc=f"{subject.name}: {text.name}", leave=False)  # noqa: E731
     score = causal_log_likelihood(model, start)

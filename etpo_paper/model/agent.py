@@ -19,8 +19,9 @@ from etpo_paper.environment.prompts import Action, Prompt
 from etpo_paper.model import llama
 from etpo_paper.model.decoder import Decoder, LlamaDecoder, Sampled, TransformersDecoder, sample
 from etpo_paper.model.drafts import Drafts
-from etpo_paper.model.loading import decode_action, encode_prompt
+from etpo_paper.model.loading import decode_action, encode_prompt, end_tokens
 from etpo_paper.model.networks import LanguageModelNetworks
+from etpo_paper.model.starts import write_adapter
 
 
 class Agent:
@@ -29,7 +30,7 @@ class Agent:
     Args:
         model: the frozen base, as `loading.load_model` returns it.
         tokenizer: its tokenizer.
-        card: its card (`format` of prompts, `eos_token_id`).
+        card: its card (`format` of prompts, end tokens).
         options: of its networks, see `LanguageModelNetworks`.
     """
 
@@ -48,9 +49,9 @@ class Agent:
         return self._encode(prompt)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token of an action; the end token has none."""
-        end = self.card["eos_token_id"]
-        return ["" if token == end else self.tokenizer.decode([token]) for token in tokens]
+        """The text of each token of an action; an end token has none."""
+        ends = end_tokens(self.card)
+        return ["" if token in ends else self.tokenizer.decode([token]) for token in tokens]
 
     def refresh(self) -> None:
         """Hands the policy's current weights to the decoder; call it after every update."""
@@ -85,7 +86,7 @@ class Agent:
         if self._decoder is None:
             self.refresh()
         assert self._decoder is not None
-        end = self.card["eos_token_id"]
+        end = end_tokens(self.card)
         ids = [self.encode(p) for p in prompts]
         # The bare decoder has the policy's weights already; transformers computes with the adapter that is switched on.
         own = isinstance(self._decoder, LlamaDecoder)
@@ -114,9 +115,4 @@ class Agent:
 
     def save_policy(self, folder: Path) -> None:
         """Writes the policy's adapter in peft's format."""
-        self.networks.model.save_pretrained(folder, selected_adapters=["policy"])
-        saved = folder / "policy"  # peft puts a named adapter into a folder of that name
-        if saved.is_dir():
-            for file in saved.iterdir():
-                file.replace(folder / file.name)
-            saved.rmdir()
+        write_adapter(folder, self.networks.model, "policy", self.card["name"])

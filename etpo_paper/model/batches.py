@@ -66,7 +66,7 @@ class Sequences:
 
     def each(self, values: Tensor) -> Tensor:
         """Gives every action position [N, ...] the values of its distinct one [M, ...]; gradients add up."""
-        return values[self.copies]
+        return values.index_select(0, self.copies)  # `values[copies]` adds them up in an order that threads decide
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ sequences that have ended from the batch. `LlamaDecoder` accepts several tokens 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
+from etpo_paper.model.output import causal_model
 
 # Packed weights are laid out for products with so many rows; from 1 to 512 rows this is within 5 % of the best layout.
 _PACKED_FOR = 16
@@ -169,7 +170,7 @@ class _Uniform:
 def sample(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    end_token: int,
+    end_token: int | Collection[int],
     max_new_tokens: int,
     generator: torch.Generator,
     temperature: float = 1.0,
@@ -182,7 +183,7 @@ def sample(
     Args:
         decoder: reads the prompts and yields logits.
         prompts: token ids of each prompt, of any lengths.
-        end_token: the token id that ends an action.
+        end_token: the token id that ends an action, or several of them.
         max_new_tokens: length limit of an action.
         generator: CPU generator of the uniform numbers.
         temperature: of sampling, > 0.
@@ -195,6 +196,7 @@ def sample(
         The actions, in the order of the prompts.
     """
     drafts = drafts if decoder.takes_back else None
+    ends = {end_token} if isinstance(end_token, int) else end_token
     actions = [_Writing() for _ in prompts]
     uniform = _Uniform(generator, len(prompts))
     rows = list(range(len(prompts)))  # which prompt each row of the decoder's batch belongs to
@@ -222,7 +224,7 @@ def sample(
             action, right = actions[row], 0
             of_row = [next(drawn) for _ in range(len(guess) + 1)]
             for i, (new, value) in enumerate(of_row):
-                action.append(new, value, new == end_token)
+                action.append(new, value, new in ends)
                 if action.finished or len(action.tokens) == max_new_tokens or i == len(guess) or new != guess[i]:
                     break
                 right += 1
@@ -257,7 +259,7 @@ class _Writing:
         self.finished, self.running = False, True
 
     def append(self, token: int, log_prob: float, last: bool) -> None:
-        """Adds a token; `last` says whether it is the end token."""
+        """Adds a token; `last` says whether it is an end token."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.finished = last
@@ -390,7 +392,7 @@ class LlamaDecoder:
     takes_back = True
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, adapter: str | None = None):
-        causal = llama.causal_model(model)
+        causal = causal_model(model)
         self.model, self.body, self.dtype, self.shape = model, causal.model, dtype, llama.shape(model)
         self.device: torch.device = causal.lm_head.weight.device
         self.head = _product(causal.lm_head.weight.detach().to(dtype))

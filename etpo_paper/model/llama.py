@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from etpo_paper.model.output import causal_model
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # About how many bytes a layer keeps for the backward pass, for each token and dimension of the residual stream.
@@ -56,15 +58,6 @@ class Shape(NamedTuple):
     kv_heads: int
     width: int
     epsilon: float
-
-
-def causal_model(model: nn.Module) -> Any:
-    """The transformers model inside a peft wrapper, or the model itself.
-
-    The type is left open because attributes of a module are tensors or modules to a type checker, never configurations.
-    """
-    wrapped: Any = model
-    return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def fits(model: nn.Module) -> bool:

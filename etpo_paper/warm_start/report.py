@@ -20,7 +20,7 @@ from etpo_paper.environment.prompts import Prompt, program, reflection_prompt, t
 from etpo_paper.model import llama
 from etpo_paper.model.decoder import LlamaDecoder, TransformersDecoder, sample
 from etpo_paper.model.drafts import Drafts
-from etpo_paper.model.loading import decode_action, encode_prompt
+from etpo_paper.model.loading import decode_action, encode_prompt, end_tokens
 from etpo_paper.warm_start.mining import classifiers
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class _Writer:
     def write(self, prompts: Sequence[Prompt]) -> tuple[list[str], list[int], list[bool]]:
         """Returns the bodies, their lengths in tokens, and whether each of them ended by itself."""
         ids = [encode_prompt(self.tokenizer, prompt, self.card["format"]) for prompt in prompts]
-        end = self.card["eos_token_id"]
+        end = end_tokens(self.card)
         actions = sample(self.decoder, ids, end, MAX_NEW_TOKENS, self.generator, drafts=self.drafts)
         self.drafts.observe(action.tokens for action in actions)
         bodies = [decode_action(self.tokenizer, action.tokens, end) for action in actions]

@@ -26,6 +26,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_tensors
 from etpo_paper.model.loading import encode_prompt
+from etpo_paper.model.output import causal_model
 from etpo_paper.warm_start.corpus import Corpus, Example
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
     """The negative log-likelihood of all answer tokens of a micro-batch, summed.
 
     Args:
-        model: a causal language model of transformers, with or without an adapter.
+        model: a causal language model of transformers, with or without an adapter, whose logits are what its head
+            makes of its last hidden states (`output_weight` refuses others).
         batch: sequences that are computed in one forward pass. Shorter ones are padded on the right. A padding
             position attends only to itself, and its hidden state is never used.
 
@@ -132,10 +134,8 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
         ids[row, :length], positions[row, :length] = packed.ids, packed.positions
         visible[row, :length, :length] = packed.mask
     additive_mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-    causal: Any = model
-    if hasattr(model, "get_base_model"):  # a model with an adapter around it
-        causal = causal.get_base_model()
-    states = causal.model(
+    causal = causal_model(model)
+    states = causal.base_model(
         input_ids=ids.to(device),
         attention_mask=additive_mask[:, None].to(device),
         position_ids=positions.to(device),
@@ -143,7 +143,7 @@ def loss_sum(model: nn.Module, batch: Sequence[Packed]) -> Tensor:
     ).last_hidden_state
     sources = torch.cat([row * longest + packed.sources for row, packed in enumerate(batch)]).to(device)
     targets = torch.cat([packed.targets for packed in batch]).to(device)
-    logits = causal.lm_head(states.flatten(0, 1)[sources])
+    logits = causal.get_output_embeddings()(states.flatten(0, 1).index_select(0, sources))
     return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 

@@ -1,7 +1,13 @@
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from etpo_core.interfaces import Transition
+from etpo_paper.base import paths
 from etpo_paper.environment.prompts import task_prompt
 from etpo_paper.model import agent as agent_module
 from etpo_paper.model.batches import LanguageBatch, Sequences
@@ -163,6 +169,33 @@ def test_saved_policy_is_a_plain_peft_adapter(make_agent, sequences, tmp_path, t
     hidden = loaded.get_base_model().model(sequences.ids).last_hidden_state
     expected = agent.networks.hidden("policy", sequences)
     torch.testing.assert_close(hidden[sequences.rows, sequences.columns], expected, rtol=1e-5, atol=1e-5)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from etpo_paper.model import loading
+from etpo_paper.model.agent import Agent
+loading.MODELS = Path(sys.argv[1])
+options = {"rank": 4, "alpha": 8, "layers": 1, "seed": 0, "precision": "float32", "momentum": 0.9, "grad_norm": 10.0}
+agent = Agent(*loading.load_model("small"), **options, micro_batch_tokens=512)
+agent.save_policy(Path(sys.argv[2]))
+"""
+
+
+def test_saved_policies_are_the_same_bytes_in_every_process_and_name_no_place(tmp_path):
+    from etpo_paper.model.loading import build_tiny
+
+    saved = []
+    for seed in "01":
+        place, environment = tmp_path / f"place{seed}", os.environ | {"PYTHONHASHSEED": seed}
+        build_tiny(place / "small", ["def build_model(x_train, y_train):\n    return model"])
+        command = [sys.executable, "-c", SAVE, place, place / "policy"]
+        subprocess.run(command, cwd=paths.ROOT, env=environment, check=True, capture_output=True)
+        saved.append({file.name: file.read_bytes() for file in (place / "policy").iterdir()})
+    assert saved[0] == saved[1] and saved[0].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads(saved[0]["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "small" and config["target_modules"] == sorted(config["target_modules"])
 
 
 def test_an_agent_without_adapters_refuses_trained_roles(make_agent, sequences):

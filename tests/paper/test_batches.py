@@ -65,6 +65,32 @@ def test_equal_sequences_are_held_once():
     assert batch.spread(values).tolist() == [[1, 2], [3, 0], [4, 5], [1, 2]]
 
 
+@pytest.fixture
+def on_threads():
+    """A function that sets the number of threads until the end of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_gradients_of_equal_sequences_add_up_in_one_order_for_any_number_of_threads(on_threads):
+    packed = batch_of([PROMPTS[0]] * 90, [tuple(range(20 + i % 3, 80)) for i in range(90)]).sequences
+    distinct, positions, width = len(packed.tokens), int(packed.lengths.sum()), 96
+    generator = torch.Generator().manual_seed(0)
+    values, weight = (torch.randn(n, width, generator=generator) for n in (distinct, positions))
+
+    def gradient(threads):
+        on_threads(threads)
+        leaf = values.clone().requires_grad_()
+        (packed.each(leaf) * weight).sum().backward()
+        return leaf.grad
+
+    alone = gradient(1)
+    assert all(torch.equal(gradient(2), alone) for _ in range(5))
+    exact = torch.zeros(distinct, width, dtype=torch.float64).index_add_(0, packed.copies, weight.double())
+    torch.testing.assert_close(alone.double(), exact, rtol=1e-5, atol=1e-5)  # sums of 30 numbers in float32
+
+
 def test_micro_batches_keep_every_transition_and_the_limit():
     prompts = [(1, 2, 3), (1, 2, 3, 9, 9), (1, 2, 7), (1, 2, 3, 9, 8, 8)]
     batch = [Transition(p, (4,) * n, (0.0,) * n, 0.0, True, None) for p in prompts for n in (1, 2, 5)]

@@ -146,6 +146,16 @@ def test_an_action_ends_with_the_end_token_and_rows_do_not_disturb_each_other(de
         assert b.tokens == a.tokens[: len(b.tokens)]
 
 
+def test_several_tokens_may_end_an_action(decoders):
+    def sampled(end):
+        return sample(decoders[0], PROMPTS[:1] * 40, end, 12, torch.Generator().manual_seed(3))
+
+    plain, ends = [action.tokens for action in sampled(-1)], {7, 9, 30}  # no token is -1
+    cut = [next((t[: i + 1] for i, token in enumerate(t) if token in ends), t) for t in plain]
+    assert [action.tokens for action in sampled(ends)] == cut and {t[-1] for t in cut} & ends
+    assert [action.finished for action in sampled(ends)] == [t[-1] in ends for t in cut]
+
+
 def test_an_action_is_told_when_it_has_ended_not_after_the_last_one(decoders):
     ours, _ = decoders
     alone = sample(ours, PROMPTS, 10**6, 30, torch.Generator().manual_seed(3))

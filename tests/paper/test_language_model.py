@@ -2,19 +2,25 @@ import json
 
 import pytest
 import torch
-from transformers import CodeLlamaTokenizer
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, CodeLlamaTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Prompt, task_prompt
 from etpo_paper.model import loading as language_model
 from etpo_paper.model.loading import (
+    CODE,
     CONTINUATION,
     INFILL,
     build_tiny,
     check_files,
     decode_action,
     encode_prompt,
+    end_tokens,
     fetch_hub,
+    front,
     load_model,
 )
 
@@ -153,13 +159,143 @@ def test_a_local_model_is_referred_to_and_not_copied(models, tmp_path, monkeypat
 
 
 def test_infilling_tokens_decide_the_format(infill_tokenizer, tmp_path):
-    from transformers import LlamaConfig
-
     infill_tokenizer.save_pretrained(tmp_path / "source")
     LlamaConfig(vocab_size=len(infill_tokenizer)).save_pretrained(tmp_path / "source")
     card = fetch_hub(str(tmp_path / "source"), tmp_path / "codellama")
     assert card["format"] == INFILL
     assert card["eos_token_id"] == infill_tokenizer.convert_tokens_to_ids("▁<EOT>")
+
+
+def own_model(
+    place, *, pre_tokenizer=None, normalizer=None, behind=None, eos_token="<end>", end_tokens=1, tokenizer_class=None
+):
+    """A model of one's own: a folder of transformers, whose byte-level tokenizer has the tokens <end> and <turn>."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
+    special, alphabet = ["<pad>", "<end>", "<turn>"], sorted(byte_level.alphabet())
+    trainer = BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([CODE, "12345 " * 9, *TEXTS], trainer)
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, byte_level])
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if behind is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"<turn> $A {behind}", special_tokens=[("<turn>", 2), ("<end>", 1)]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=eos_token)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"bos_token_id": None, "pad_token_id": 0, "eos_token_id": end_tokens}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), **sizes))
+    model.save_pretrained(place)
+    fast.save_pretrained(place)
+    if tokenizer_class is not None:
+        path = place / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": tokenizer_class}))
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("named", "main", "ends"),
+    [
+        ({}, 1, [1]),
+        ({"end_tokens": 2}, 1, [1, 2]),
+        ({"end_tokens": [2, 1]}, 1, [1, 2]),
+        ({"end_tokens": 2, "eos_token": None}, 2, [2]),
+        ({"end_tokens": [2, 1], "eos_token": None}, 2, [1, 2]),
+        ({"end_tokens": None}, 1, [1]),
+    ],
+)
+def test_every_token_that_ends_an_answer_ends_an_action(tmp_path, named, main, ends):
+    card = fetch_hub(own_model(tmp_path / "own", **named), tmp_path / "card")
+    assert card["eos_token_id"] == main and card["end_token_ids"] == ends
+    assert end_tokens(card) == set(ends) and end_tokens({"eos_token_id": 7}) == {7}
+
+
+def test_without_a_generation_config_the_config_names_the_end_tokens(tmp_path):
+    source = own_model(tmp_path / "own", end_tokens=[2, 1])
+    (tmp_path / "own" / "generation_config.json").unlink()
+    assert fetch_hub(source, tmp_path / "card")["end_token_ids"] == [1, 2]
+
+
+def test_a_model_without_an_end_token_is_refused(tmp_path):
+    source = own_model(tmp_path / "own", eos_token=None, end_tokens=None)
+    with pytest.raises(UserError, match="own has no end token, so no program would end: name it as eos_token"):
+        fetch_hub(source, tmp_path / "card")
+    assert not (tmp_path / "card").exists()
+
+
+def test_no_token_stands_behind_a_prompt(tmp_path, monkeypatch):
+    fetch_hub(own_model(tmp_path / "own", behind="<end>"), tmp_path / "mine")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    _, tokenizer, card = load_model("mine")
+    prompt = task_prompt("Balance Scale", 4, 62)
+    bare = tokenizer(prompt.prefix, add_special_tokens=False).input_ids
+    assert tokenizer(prompt.prefix).input_ids == [2, *bare, 1]
+    assert encode_prompt(tokenizer, prompt, card["format"]) == [2, *bare]
+    assert front(tokenizer) == [2]
+
+
+def test_an_action_ends_at_whichever_end_token_comes_first(models):
+    _, tokenizer, _ = load_model("tiny-base")
+    ids = tokenizer(BODY).input_ids
+    assert decode_action(tokenizer, [*ids, 7, *ids, 1], {1, 7}) == BODY
+    assert decode_action(tokenizer, [*ids, 1, *ids, 7], {1, 7}) == BODY
+
+
+def own_tokenizer(tmp_path, monkeypatch, **options):
+    fetch_hub(own_model(tmp_path / "own", **options), tmp_path / "mine")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    return load_model("mine")[1]
+
+
+def digits():
+    return pre_tokenizers.Digits(individual_digits=True)
+
+
+def test_a_tokenizer_splits_code_as_its_file_says(tmp_path, monkeypatch):
+    whole = own_tokenizer(tmp_path, monkeypatch)
+    assert whole.tokenize("12345") == ["12345"]
+    split = own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits())
+    assert split.tokenize("12345") == list("12345")
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "CodeLlamaTokenizer"])
+def test_a_class_that_splits_code_otherwise_gives_way_to_the_file(tmp_path, monkeypatch, capsys, kind):
+    tokenizer = own_tokenizer(tmp_path, monkeypatch, pre_tokenizer=digits(), tokenizer_class=kind)
+    assert tokenizer.tokenize("12345") == list("12345") and tokenizer.eos_token_id == 1
+    assert load_model("mine")[2]["format"] == CONTINUATION
+    (line,) = set(capsys.readouterr().out.splitlines())
+    assert line == f"{tmp_path / 'own'}: {kind} splits Python otherwise than tokenizer.json, which is followed"
+
+
+def test_a_class_that_the_type_of_the_model_brings_gives_way_as_well(tmp_path, monkeypatch):
+    own_model(tmp_path / "own", pre_tokenizer=digits())
+    path = tmp_path / "own" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "qwen2"}))
+    assert type(AutoTokenizer.from_pretrained(tmp_path / "own")).__name__ == "Qwen2Tokenizer"
+    fetch_hub(str(tmp_path / "own"), tmp_path / "mine")
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    assert load_model("mine")[1].backend_tokenizer.pre_tokenizer.pre_tokenize_str("12") == [
+        ("1", (0, 1)),
+        ("2", (1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "message"),
+    [
+        (normalizers.Lowercase(), "'X_2"),
+        (normalizers.Replace("\t", " "), r"'\\treturn"),
+        (normalizers.Replace("漢", ""), "'漢 and ∀"),
+        (normalizers.Strip(), r"'\\n' becomes ''"),
+    ],
+)
+def test_a_tokenizer_that_does_not_give_code_back_is_refused(tmp_path, monkeypatch, normalizer, message):
+    with pytest.raises(UserError, match=f"does not give Python code back: {message}") as error:
+        own_tokenizer(tmp_path, monkeypatch, normalizer=normalizer)
+    assert "\n" not in str(error.value)
 
 
 def test_a_path_that_is_not_there_is_one_line(tmp_path):
@@ -169,6 +305,18 @@ def test_a_path_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="check that it is a transformers folder") as caught:
         fetch_hub(str(tmp_path / "empty"), tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_the_hub_is_held_at_one_revision(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    own_model(tmp_path / "snapshots" / "abc123")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / "abc123"))
+    card = fetch_hub("a/b", tmp_path / "mine")
+    assert card["source"] == "a/b" and card["revision"] == "abc123" and len(card["sha256"]) == 64
+    monkeypatch.setattr(language_model, "MODELS", tmp_path)
+    assert load_model("mine")[2] == check_files("mine", whole=True) == card
+    assert fetch_hub(str(tmp_path / "snapshots" / "abc123"), tmp_path / "local")["sha256"] == card["sha256"]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):

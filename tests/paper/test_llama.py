@@ -10,6 +10,7 @@ from etpo_paper.model import llama
 from etpo_paper.model import networks as networks_module
 from etpo_paper.model.batches import Sequences
 from etpo_paper.model.networks import ADAPTERS
+from etpo_paper.model.output import causal_model
 
 PROMPTS = [(1, 2, 3, 4), (1, 2, 3, 9, 9, 7), (1, 2, 3)]
 ACTIONS = [(5, 6), (7,), (8, 9, 10, 11)]
@@ -83,14 +84,14 @@ def test_layers_computed_again_in_the_backward_pass_have_the_same_gradients(make
 
 
 def layers_of(networks):
-    return llama.causal_model(networks.model).config.num_hidden_layers
+    return causal_model(networks.model).config.num_hidden_layers
 
 
 def test_weights_in_their_own_precision_are_held_once(make_agent):
     networks = make_agent(layers=1).networks
     same, again = llama.Body(networks.model, torch.float32), llama.Body(networks.model, torch.float32)
     other = llama.Body(networks.model, torch.bfloat16)
-    attention = llama.causal_model(networks.model).model.layers[0].self_attn
+    attention = causal_model(networks.model).model.layers[0].self_attn
     assert same.layers[0].qkv.data_ptr() == attention.q_proj.weight.data_ptr()
     expected = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     assert torch.equal(same.layers[0].qkv, expected)

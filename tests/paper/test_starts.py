@@ -1,17 +1,23 @@
 """The starts of the models: what is written and read back, what is made from them, and what comes with the project."""
 
+import copy
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import file_sha256
 from etpo_paper.model import loading, starts
 from etpo_paper.model.loading import build_tiny, load_model
+from etpo_paper.training.run import fingerprint
 from pipeline import models
 
 RECIPE = {"steps": 3, "batch": 8, "learning_rate": 0.1, "lora_rank": 4, "max_tokens": 9, "seed": 0}
@@ -164,6 +170,115 @@ def test_the_distance_of_two_starts(root, tmp_path):
     place.rename(tmp_path / "other")
     write(seed=1)
     assert starts.difference(place, tmp_path / "other") == pytest.approx(2**0.5, rel=0.05)  # two independent draws
+
+
+def adapter_of(model, place, **options):
+    """Writes an adapter with random weights for a model and returns the model with it."""
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**{"r": 2, "lora_alpha": 4} | options))
+    torch.manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.05)
+    starts.write_adapter(place, adapted, "default", "small")
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "q_proj"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_of_a_weight_that_two_layers_share_is_refused(tmp_path, target, tied):
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "eos_token_id": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=tied)).eval()
+    adapted, before = adapter_of(model, tmp_path, target_modules=[target, "k_proj"]), copy.deepcopy(model.state_dict())
+    message = {"lm_head": "whose weight another layer shares" if tied else None, "q_proj": None}.get(
+        target, "expected LoRA of linear products alone"
+    )
+    if message is None:
+        starts.merge(model, tmp_path, torch.float32)
+        ids = torch.arange(9)[None]
+        torch.testing.assert_close(model(ids).logits, adapted(ids).logits)
+        return
+    with pytest.raises(UserError, match=f"{target}.*{message}") as error:
+        starts.merge(model, tmp_path, torch.float32)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_adapter_is_added_to_transposed_weights(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval()
+    adapted = adapter_of(model, tmp_path, target_modules="all-linear", fan_in_fan_out=True)
+    ids = torch.arange(9)[None]
+    assert (model(ids).logits - adapted(ids).logits).abs().max() > 1e-3
+    starts.merge(model, tmp_path, torch.float32)
+    torch.testing.assert_close(model(ids).logits, adapted(ids).logits)
+
+
+# A model of one's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(root, monkeypatch):
+    """A function that has the settings name another folder as the source of `codellama`; it has no warm start."""
+    starts.write_plain("codellama")
+
+    def name(source):
+        settings = SimpleNamespace(base_model=SimpleNamespace(codellama=SimpleNamespace(source=str(source))))
+        monkeypatch.setattr(models, "load_defaults", lambda: settings)
+        return models.card("codellama")
+
+    for seed in (0, 1):
+        build_tiny(root / f"own{seed}", ["def build_model(x_train, y_train):\n    return model"], seed)
+        (root / f"own{seed}" / "card.json").unlink()
+    return name
+
+
+def test_a_model_of_ones_own_is_identified_by_its_files(root, own, capsys, monkeypatch):
+    first = own(root / "own0")
+    assert len(first["sha256"]) == 64 and first["name"] == "codellama"
+    assert "not the weights" not in capsys.readouterr().out
+    shutil.copytree(root / "own0", root / "copy")
+    assert own(root / "copy")["sha256"] == first["sha256"]
+    other = own(root / "own1")
+    assert other["sha256"] != first["sha256"] and other["path"] == str(root / "own1")
+    weights = load_file(root / "own1" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(load_model("codellama")[0].get_input_embeddings().weight, weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "file_sha256", lambda path: pytest.fail("a file that did not change is read again"))
+        assert own(root / "own1") == other
+    task = SimpleNamespace(sha256="0" * 64)
+    assert fingerprint({}, first, task) != fingerprint({}, other, task)
+
+
+def test_a_model_of_ones_own_that_changes_in_its_place_is_another_one(root, own):
+    first = own(root / "own0")
+    shutil.copy(root / "own1" / "model.safetensors", root / "own0")  # as many bytes
+    with pytest.raises(UserError, match=r"own0 is not the model that .*codellama was made from"):
+        load_model("codellama")
+    second = own(root / "own0")
+    assert second["sha256"] != first["sha256"]
+    load_model("codellama")
+    config = json.loads((root / "own0" / "config.json").read_text())
+    (root / "own0" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert own(root / "own0")["sha256"] not in (first["sha256"], second["sha256"])
+
+
+def test_a_file_with_a_new_date_and_the_same_bytes_is_the_same_model(root, own):
+    first = own(root / "own0")
+    os.utime(root / "own0" / "model.safetensors", (1, 1))
+    load_model("codellama")
+    assert own(root / "own0")["sha256"] == first["sha256"]
+
+
+def test_a_warm_start_of_a_model_of_ones_own_is_a_model_of_its_own(root):
+    build_tiny(root / "own", ["def build_model(x_train, y_train):\n    return model"], seed=5)
+    (root / "models" / "small-base").unlink()
+    base = loading.fetch_hub(str(root / "own"), root / "models" / "small-base")
+    trained = write()
+    made = models.model("small")
+    assert not {"path", "files"} & (made.keys() | starts.read_start("small").keys())
+    assert made["eos_token_id"] == base["eos_token_id"] and made["warm_start"]["base"] == base["sha256"]
+    expected, found = (model(torch.arange(12)[None]).logits for model in (trained, load_model("small")[0]))
+    assert (found - expected).abs().max() < 2**-9 * expected.abs().max()  # the start is float16
 
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2", "codellama"])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Outcome, Status
@@ -210,6 +211,26 @@ def test_packed_answers_do_not_see_each_other(tiny):
     expected = sum(separate_nll(model, prompt, answer) for prompt, answers in sequences for answer in answers)
     batch = [pack(prompt, answers) for prompt, answers in sequences]
     assert loss_sum(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_gradient_is_the_same_for_any_number_of_threads():
+    """All answers of a prompt begin from one hidden state, into which their gradients add up."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=200, initializer_range=0.2, **sizes))
+    batch = [pack(range(3, 13), [[5 + k] * 20 + [1] for k in range(8)])] * 3
+    weight = model.requires_grad_(False).model.norm.weight.requires_grad_()
+    before = torch.get_num_threads()
+
+    def gradient(threads):
+        torch.set_num_threads(threads)
+        return torch.autograd.grad(loss_sum(model, batch), weight)[0]
+
+    try:
+        alone = gradient(1)
+        assert all(torch.equal(gradient(2), alone) for _ in range(4))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_only_answers_are_learnt():
