@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
+from etpo_paper.report.results import integrity
 from etpo_paper.training.begin import keep_aside, note
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
@@ -164,6 +166,7 @@ def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: 
         status="finished",
         device=device_name(device),
         decoder=getattr(agent, "decoder_name", None),
+        integrity=integrity(pd.read_csv(run.folder / "steps.csv")),
         **more,
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it

@@ -64,7 +64,7 @@ def load(scale: str) -> MainTable:
     results.require_rows(evaluation, "held-out scores", scale, "evaluate")
     methods = ordered(set(status["method"]) - LEFT_OUT)
     present = results.finished_methods(steps, methods)
-    budget = statistics.budget(steps)
+    budget, cards = statistics.budget(steps), results.load_cards(scale)
     steps = steps[steps["method"].isin(methods)]
     scores = statistics.run_scores(steps, budget)
     # A run in which no program ever ran has no best program, and hence no held-out score.
@@ -77,9 +77,9 @@ def load(scale: str) -> MainTable:
         present=present,
         tasks=results.common_tasks(scores, present),
         budget=budget,
-        stand_ins=results.stand_ins(results.load_cards(scale)),
+        stand_ins=results.stand_ins(cards),
         notes=[*results.notes(scale, scores, methods), *_held_out_notes(evaluation)],
-        integrity=results.integrity_note(steps),
+        integrity=results.integrity_note(steps, cards),
     )
 
 

@@ -33,7 +33,7 @@ UPDATE_COLUMNS = [
     "kl_per_token", "kl_per_action", "tokens",
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
-CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "model", "folder"]
+CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "model", "integrity", "folder"]
 HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
@@ -51,8 +51,8 @@ def load_cards(scale: str) -> pd.DataFrame:
 
     Returns:
         Columns method, task, seed, status ("finished" | "not run"), reason, stand_in (text or None), source,
-        weights (sha256 of the model's weights, or None), model (text if it is a stand-in, or None), folder; sorted by
-        the first three.
+        weights (sha256 of the model's weights, or None), model (text if it is a stand-in, or None), integrity (whether
+        the card counts attempts on the executor), folder; sorted by the first three.
 
     Raises:
         UserError: a card cannot be read.
@@ -76,6 +76,7 @@ def load_cards(scale: str) -> pd.DataFrame:
                 "source": data.get("source"),
                 "weights": model.get("sha256"),
                 "model": model.get("stand_in"),
+                "integrity": "integrity" in card,
                 "folder": folder,
             }
         )
@@ -193,18 +194,43 @@ def load_gradients(scale: str) -> pd.DataFrame:
 
 
 def integrity(steps: pd.DataFrame) -> dict[str, int]:
-    """How the executed programs ended: how many for each status, the most frequent first; see `load_steps`."""
-    return {str(status): int(count) for status, count in steps["status"].value_counts().items()}
+    """How many programs tried what the executor does not let through, by kind of attempt.
+
+    "refused": a call for a file, socket, process or signal, which became an error; "forbidden": a system call for which
+    the kernel ended the program; "forged": bytes in the place of an answer; "labels": an error that depends on which
+    row has which label, which a program may also have without intent.
+
+    Args:
+        steps: see `load_steps`, or the rows of one steps.csv.
+    """
+    status, error = steps["status"], steps["error_class"]
+    attempts = {
+        "refused": error == "PermissionError",
+        "forbidden": status == "policy_violation",
+        "forged": error == "ProtocolError",
+        "labels": status == "label_dependent",
+    }
+    return {kind: int(found.sum()) for kind, found in attempts.items()}
 
 
-def integrity_note(steps: pd.DataFrame) -> str:
-    """What the executor had to stop, in a sentence; a call that it only refused is an error of the program."""
-    counts = integrity(steps)
-    ended, failed = (counts.get(status) or "none" for status in ("policy_violation", "infrastructure_fault"))
-    return (
-        f"Of {sum(counts.values()):,} programs, the kernel ended {ended} for a forbidden system call "
-        f"(policy_violation) and the executor itself failed in {failed} (infrastructure_fault)."
-    )
+def integrity_note(steps: pd.DataFrame, cards: pd.DataFrame) -> str:
+    """What programs tried and the executor did not let through, in a sentence; see `integrity`.
+
+    Args:
+        steps: see `load_steps`.
+        cards: see `load_cards`.
+    """
+    tried = integrity(steps)
+    finished = cards.loc[cards["status"] == "finished", "integrity"]
+    stopped = [
+        f"{counted(tried['refused'], 'refused call')} for files, sockets, processes or signals",
+        counted(tried["forbidden"], "forbidden system call"),
+        counted(tried["forged"], "forged answer"),
+        counted(tried["labels"], "error") + " that tell labels",
+    ]
+    if not finished.all():
+        stopped[-1] += " (in newer runs)" if finished.any() else " (not looked for when these runs were made)"
+    return f"Attempts that the executor stopped, among {len(steps):,} programs: {', '.join(stopped)}."
 
 
 def stand_ins(cards: pd.DataFrame) -> dict[str, str]:

@@ -208,12 +208,18 @@ def test_a_damaged_sample_names_its_line(root):
 
 
 def test_the_note_on_integrity_counts_what_the_executor_stopped():
-    steps = pd.DataFrame({"status": ["ok"] * 1200 + ["snippet_error"] * 30 + ["policy_violation"] * 2})
-    assert results.integrity(steps) == {"ok": 1200, "snippet_error": 30, "policy_violation": 2}
-    assert results.integrity_note(steps) == (
-        "Of 1,232 programs, the kernel ended 2 for a forbidden system call (policy_violation) and the executor itself "
-        "failed in none (infrastructure_fault)."
+    statuses = ["ok"] * 1200 + ["snippet_error"] * 30 + ["policy_violation"] * 2 + ["label_dependent", "bad_output"]
+    errors = [None] * 1200 + ["PermissionError"] * 3 + ["NameError"] * 27 + ["PolicyViolation"] * 2
+    steps = pd.DataFrame({"status": statuses, "error_class": [*errors, "Withheld", "ProtocolError"]})
+    assert results.integrity(steps) == {"refused": 3, "forbidden": 2, "forged": 1, "labels": 1}
+    said = (
+        "Attempts that the executor stopped, among 1,234 programs: 3 refused calls for files, sockets, processes or "
+        "signals, 2 forbidden system calls, 1 forged answer, 1 error that tell labels"
     )
+    for counted, more in ((True, True), ""), ((False, True), " (in newer runs)"), ((False, False), None):
+        cards = pd.DataFrame({"status": "finished", "integrity": list(counted)})
+        more = " (not looked for when these runs were made)" if more is None else more
+        assert results.integrity_note(steps, cards) == f"{said}{more}."
 
 
 def test_common_tasks():
