@@ -6,11 +6,14 @@ The process that deals the tests to others loads this file too: what takes long 
 import copy
 import os
 import signal
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+# A checker of addresses in notebooks, which takes 2 s to import and which nbformat does without where it is missing.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches outside
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores already
 # A background job of a script inherits that Ctrl-C is ignored; the tests of what it does must not depend on that.

@@ -183,6 +183,15 @@ agent.save_policy(Path(sys.argv[2]))
 """
 
 
+def test_a_saved_policy_names_no_place_and_lists_its_modules_in_order(make_agent, tmp_path):
+    make_agent().save_policy(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-base" and len(config["target_modules"]) > 1
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+@pytest.mark.nightly  # two processes that import all of transformers
 def test_saved_policies_are_the_same_bytes_in_every_process_and_name_no_place(tmp_path):
     from etpo_paper.model.loading import build_tiny
 

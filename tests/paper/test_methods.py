@@ -72,7 +72,7 @@ def draw(agent, count, good, seed, length=2):
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
     agent = make_agent()
-    fast = {"policy_lr": 3e-3}
+    fast = {"policy_lr": 5e-3}
     fast |= {"critic_lr": 3e-3} if name.startswith("etpo") else {"value_lr": 0.03}
     method = started(name, settings, agent, **fast)
     # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
