@@ -90,6 +90,9 @@ def environment(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # seconds; by itself half a second
+    # The server speaks plain HTTP, and every client would read the certificates of all authorities twice.
+    monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *arguments, **more: None)
 
 
 @pytest.fixture
@@ -401,14 +404,14 @@ def test_a_slow_server_that_answers_one_at_a_time(server):
 
     def slowly(request):
         with one:
-            time.sleep(0.3)
+            time.sleep(0.15)
             return answer
 
     server.script = slowly
-    patient = {"base_url": server.url, "api_key": "secret", "wait_seconds": 1}
+    patient = {"base_url": server.url, "api_key": "secret", "wait_seconds": 0.5}
     assert ChatAgent("toy", **patient, at_once=1, retries=0).generate([PROMPT] * 8) == [BODY] * 8
     said = refusal(ChatAgent("toy", **patient, retries=0), [PROMPT] * 8)
-    assert "within 1 s, with 8 requests at once and 0 retries; raise chat.wait_seconds or lower chat.at_once" in said
+    assert "within 0.5 s, with 8 requests at once and 0 retries; raise chat.wait_seconds or lower chat.at_once" in said
 
 
 def test_the_settings_are_those_that_an_agent_has_by_itself(agent):
