@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from etpo_core.sandbox import bubblewrap
 from etpo_core.sandbox.inside import wire
 from etpo_core.sandbox.outcome import Limits, Status
@@ -104,6 +106,9 @@ def _environment() -> dict[str, str]:
     with suppress(OSError):
         if " avx2 " in Path("/proc/cpuinfo").read_text():  # with the same code on all such processors, scores agree
             fixed["OPENBLAS_CORETYPE"] = "Haswell"
+    # numpy sorts with AVX-512 where the processor has it, and equal values then come in another order than elsewhere.
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    fixed["NPY_DISABLE_CPU_FEATURES"] = " ".join(f for f in found if f == "X86_V4" or f.startswith("AVX512"))
     return fixed
 
 

@@ -99,6 +99,12 @@ raise ValueError(sorted({library.get('architecture') for library in info} - {Non
         assert message.startswith("ValueError: ['Haswell']")
 
 
+def test_equal_values_are_sorted_alike_on_every_processor(pool, table):
+    found = "np.show_config(mode='dicts')['SIMD Extensions'].get('found', [])"
+    probe = body(f"raise ValueError([f for f in {found} if f == 'X86_V4' or f.startswith('AVX512')])")
+    assert pool.score(probe, *table, [0]).message == "[]"
+
+
 def test_a_batch_of_failures_and_successes_is_all_there(pool, table):
     rng = np.random.default_rng(5)
     sources = [body(f"v = {rng.integers(9)}") if i % 2 else body(f"raise ValueError({i})") for i in range(30)]
