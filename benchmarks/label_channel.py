@@ -25,12 +25,12 @@ from etpo_core.sandbox.scoring import make_split
 ROWS = 300
 HEAD = """import numpy as np
 def build_model(x_train, y_train):
-    labels = "".join(map(str, y_train[np.argsort(x_train[:, 0])]))
+    labels = "".join("ab"[y] for y in y_train[np.argsort(x_train[:, 0])])
 """
 WAYS = {
     "message": "    raise ValueError(labels[:{bits}])\n",
     "type of the error": "    raise type('E' + labels[:{bits}], (Exception,), {{}})\n",
-    "error or timeout": "    while labels[0] == '1':\n        pass\n    raise ValueError\n",
+    "error or timeout": "    while labels[0] == 'b':\n        pass\n    raise ValueError\n",
 }
 TRIED = [("message", bits) for bits in (1, 2, 3, 4, 8, 150)] + [("type of the error", 1), ("error or timeout", 1)]
 

@@ -1,20 +1,21 @@
 """The pool of workers: takes many programs and returns as many outcomes, in the same order.
 
-Each program runs on every split, in a fresh process for each, and stops at the first split on which it fails. There it
-runs once more, with the labels of the training half dealt to other rows, and its error is shown only if it is the same
-again; so no error can say which row has which label. The pool remembers outcomes: a program that has run on the same
-data, splits and seed is not run again, and a program that occurs twice in one batch runs once.
+Each program runs on every split, in a fresh process for each, and stops at the first split on which it fails. Then it
+runs once more, with the labels of the training halves dealt to other rows, and of its error is shown only what is the
+same again; so no error can say which row has which label. The pool remembers outcomes: a program that has run on the
+same data, splits and seed is not run again, and a program that occurs twice in one batch runs once.
 """
 
 import hashlib
 import math
 import os
 import queue
+import re
 import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +29,7 @@ from etpo_core.sandbox.scoring import DECIMALS, BadTable, Split, area_under_curv
 from etpo_core.sandbox.walls import names_of, probe, tier_of
 from etpo_core.sandbox.worker import Ending, Worker, ZygoteLost
 
+_NUMBER = re.compile(r"[-+]?\d+(?:[.,_]\d+)*(?:e[-+]?\d+)?")
 _LOST_TWICE = Ending(Status.CRASH, b"", "Crash", "the process took its worker down")
 _WITHHELD = Ending(
     Status.LABEL_DEPENDENT, b"", "Withheld", "the error depends on which row has which label, so it is not shown"
@@ -302,26 +304,29 @@ class SandboxPool:
             message = f"the program is longer than {self.limits.source_bytes} bytes"
             return Outcome(Status.SNIPPET_ERROR, None, (), "ValueError", message, tier=self.tier)
         started = time.monotonic()
-        cpu_s, scores = 0.0, []
-        for split in job.splits:
-            ending, score = self._run_and_score(job, source, split)
-            cpu_s += ending.cpu_s
-            if ending.status is not Status.OK:
-                break
-            scores.append(score)
+        ending, scores, cpu_s = self._run_splits(job, source, job.splits)
         final = Status.OK, Status.TIMEOUT, Status.INFRASTRUCTURE_FAULT
         if ending.status not in final and ending is not _LOST_TWICE:  # a second timeout would cost as much as the first
-            other, _ = self._run_and_score(job, source, deal_labels(split, source))
-            cpu_s += other.cpu_s
-            if other.status is Status.INFRASTRUCTURE_FAULT:
-                ending = other
-            elif replace(other, cpu_s=ending.cpu_s) != ending:
-                ending = _WITHHELD
+            again = (deal_labels(split, source) for split in job.splits[: len(scores) + 1])
+            other, _, more = self._run_splits(job, source, again)
+            cpu_s += more
+            ending = other if other.status is Status.INFRASTRUCTURE_FAULT else _common(ending, other)
         ok = ending.status is Status.OK
         mean = round(sum(scores) / len(scores), DECIMALS) if ok else None
         failure = ending.error_type, ending.message, ending.line
         took = round(cpu_s, 4), round(time.monotonic() - started, 4)
         return Outcome(ending.status, mean, tuple(scores) if ok else (), *failure, *took, self.tier)
+
+    def _run_splits(self, job: _Job, source: bytes, splits: Iterable[Split]) -> tuple[Ending, list[float], float]:
+        """Runs splits up to the first failure; returns the last ending, the scores, and the CPU seconds of all."""
+        cpu_s, scores = 0.0, []
+        for split in splits:
+            ending, score = self._run_and_score(job, source, split)
+            cpu_s += ending.cpu_s
+            if ending.status is not Status.OK:
+                break
+            scores.append(score)
+        return ending, scores, cpu_s
 
     def _run_and_score(self, job: _Job, source: bytes, split: Split) -> tuple[Ending, float]:
         """Runs one split; returns how it ended and its score, which is NaN if it failed."""
@@ -378,6 +383,18 @@ class SandboxPool:
         self._check(worker)
         worker.wait_ready()
         return worker
+
+
+def _common(ending: Ending, dealt: Ending) -> Ending:
+    """What of a failure is the same where the labels are dealt to other rows: all, all but its numbers, or nothing."""
+    for shown, other in ((ending, dealt), (_without_numbers(ending), _without_numbers(dealt))):
+        if replace(other, cpu_s=shown.cpu_s) == shown:
+            return shown
+    return _WITHHELD
+
+
+def _without_numbers(ending: Ending) -> Ending:
+    return replace(ending, message=_NUMBER.sub("...", ending.message or ""))
 
 
 def _settle(job: _Job, result: Outcome | BaseException) -> None:

@@ -173,7 +173,7 @@ case("info-argv", "import os, sys\nassert sys.argv == ['snippet'] and os.getcwd(
 case(
     "info-environment",
     "import os\nextra = {n for n in os.environ if not n.endswith('_NUM_THREADS')} - {'PATH', 'HOME', 'LANG', 'TZ', 'PYTHONHASHSEED', "
-    "'PYTHONWARNINGS', 'PYTHONMALLOC', 'GLIBC_TUNABLES', 'MALLOC_ARENA_MAX', 'JOBLIB_MULTIPROCESSING', 'OPENBLAS_CORETYPE', 'LC_CTYPE', 'PWD', 'KMP_INIT_AT_FORK', 'KMP_DUPLICATE_LIB_OK'}\n"
+    "'PYTHONWARNINGS', 'PYTHONMALLOC', 'GLIBC_TUNABLES', 'MALLOC_ARENA_MAX', 'JOBLIB_MULTIPROCESSING', 'OPENBLAS_CORETYPE', 'NPY_DISABLE_CPU_FEATURES', 'LC_CTYPE', 'PWD', 'KMP_INIT_AT_FORK', 'KMP_DUPLICATE_LIB_OK'}\n"
     "assert not extra and 'token' not in str(os.environ), extra",
     OK,
 )
@@ -182,7 +182,9 @@ case("info-hostname", "import os; assert os.uname().nodename != '$hostname'", OK
 case("info-namespace", "import os; assert not os.path.exists(r'$secret') and not os.path.exists(r'$folder')", OK, tiers="A", control="AssertionError")
 case("info-labels-not-there", "import os, sklearn.datasets as d; assert not os.path.exists(os.path.dirname(d.__file__) + '/data/iris.csv')", OK, tiers="A", control="AssertionError")
 case("info-processes", "import os; assert os.getppid() < 20 and os.getpid() < 100000 and not os.path.exists('/proc/$host/exe')", OK, tiers="A")
-case("info-descriptors", "import os\nheld = []\nfor fd in range(1024):\n    try:\n        os.fstat(fd); held.append(fd)\n    except OSError:\n        pass\nassert held == [0, 1, 2, 3], held", OK)
+case("info-descriptors", "import fcntl\nheld = []\nfor fd in range(1024):\n    try:\n        fcntl.fcntl(fd, fcntl.F_GETFD); held.append(fd)\n    except OSError:\n        pass\nassert held == [0, 1, 2, 3], held", OK)
+case("info-numbers", "import os, threading\nfound = [os.getpid(), os.getppid(), threading.get_native_id()]\nthread = threading.Thread(target=lambda: found.append(threading.get_native_id()))\nthread.start(); thread.join()\nassert found == [0] * 4, found", OK)
+refused("info-counted-files", *(f"os.{call}" for call in ("stat('/proc/self')", "lstat('/proc/thread-self')", "stat('/')", "stat('.')", "fstat(3)", "fstat(0)", "scandir('/proc')")))
 refused("info-other-descriptors", *(f"os.write({fd}, b'x')" for fd in range(4, 64)), "os.read(4, 1)", "os.read(5, 1)")
 
 # network -----------------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ refused(
     *(f"limit('{name}')" for name in ("CPU", "AS", "DATA", "FSIZE", "NOFILE", "NPROC", "CORE", "STACK", "MEMLOCK")),
     setup="import resource as r\ndef limit(name):\n    try:\n        r.setrlimit(getattr(r, 'RLIMIT_' + name), (r.RLIM_INFINITY,) * 2)\n    except ValueError as error:\n        raise OSError from error",
 )
-refused("process-limits-raw", "call(302, 0, 0, two, 0)", "call(302, 0, 9, two, 0)", "call(302, os.getppid(), 0, two, 0)", "call(302, os.getppid(), 0, 0, two)", "call(160, 0, two)", setup="buffer = (ctypes.c_long * 2)(-1, -1); two = ctypes.addressof(buffer)", machine="x86_64")
+refused("process-limits-raw", "call(302, 0, 0, two, 0)", "call(302, 0, 9, two, 0)", "call(302, 1, 0, two, 0)", "call(302, 1, 0, 0, two)", "call(160, 0, two)", setup="buffer = (ctypes.c_long * 2)(-1, -1); two = ctypes.addressof(buffer)", machine="x86_64")
 case("process-limit-same", "import resource as r; r.setrlimit(r.RLIMIT_CORE, (0, 0))", ERROR, control=WORKS)
 refused("process-prctl", *(f"call(157, {option}, {value}, 0, 0, 0)" for option, value in ((1, 0), (4, 1), (8, 1), (10, 0), (22, 1), (23, 0), (24, 0), (28, 0), (35, 1), (36, 1), (38, 1), (41, 0), (47, 2), (53, 1), (59, 0), (0x59616D61, -1))), machine="x86_64")
 refused("process-death-signal", "call(157, 1, 0, 0, 0, 0)", control=True, machine="x86_64")
@@ -537,8 +539,8 @@ case(
 import ctypes, gc
 backwards = [bytes.fromhex(text) for text in '$needles'.split()] + [y_train.tobytes()[::-1]]
 libc = ctypes.CDLL(None, use_errno=True)
-def mapped(page):  # access(2) tells a bad address from a missing file
-    return not (libc.access(ctypes.c_void_p(page << 12), 0) == -1 and ctypes.get_errno() == 14)
+def mapped(page):  # rt_sigprocmask reads the mask before it refuses an unknown action: a bad address is another error
+    return not (libc.syscall(14, 99, ctypes.c_void_p(page << 12), None, 8) == -1 and ctypes.get_errno() == 14)
 seeds = {id(o) >> 12 for o in gc.get_objects()} | {ctypes.addressof(ctypes.c_int()) >> 12}
 seeds |= {o.ctypes.data >> 12 for o in gc.get_objects() + [x_train, y_train] if isinstance(o, np.ndarray)}
 seen, found, pages = [], set(), 0
@@ -554,6 +556,7 @@ for seed in sorted(seeds):
         found |= {number for number, needle in enumerate(backwards) if needle in block}
 assert found == {len(backwards) - 1} and pages > 5000, (found, pages)""",
     OK, score="as ever",
+    machine="x86_64",
 )
 case("hack-metrics", model(COIN, before="import sklearn.metrics as m, sklearn.metrics._ranking as r\nm.roc_auc_score = r.roc_auc_score = r._binary_roc_auc_score = lambda *a, **k: 1.0"), OK, score=0.5)
 case("hack-numpy", model(COIN, before="np.isfinite = np.isnan = lambda *a: True\nnp.zeros = np.empty = lambda *a, **k: np.full((len(x), 2), 0.5)\nnp.searchsorted = lambda *a: [0, 1]"), OK, ERROR)

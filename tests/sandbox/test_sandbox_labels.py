@@ -10,39 +10,65 @@ from etpo_core.sandbox.scoring import deal_labels, make_split
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 4))
 Y = RNG.integers(0, 2, 300)
-LABELS = "labels = ''.join(map(str, y_train[np.argsort(x_train[:, 0])]))\n"
+LABELS = "bits = y_train[np.argsort(x_train[:, 0])]\nlabels = ''.join('ab'[bit] for bit in bits)\n"
+LABELS += "number = int(''.join(map(str, bits[:6])), 2)\n"
 SHAPED = """
 class Model:
     classes_ = np.array([0, 1])
     def predict_proba(self, x):
-        return np.zeros((len(x), 3 + int(labels[:9], 2)))
+        return np.zeros((len(x), 3 + number))
 return Model()"""
 TELLING = {
     "message": "raise ValueError(labels)",
     "type": "raise type('E' + labels[:60], (Exception,), {})",
-    "line": "".join(f"if int(labels[:6], 2) == {n}: raise ValueError\n" for n in range(64)),
+    "line": "".join(f"if number == {n}: raise ValueError\n" for n in range(64)),
     "a library's words": "int('x' + labels)",
     "a name that is not there": "getattr(np, 'x' + labels[:60])",
     "a key": "{}[labels]",
     "a file": "open('/' + labels[:60])",
     "a module": "__import__('x' + labels[:60])",
     "a warning": "import warnings; warnings.simplefilter('error'); warnings.warn(labels)",
-    "a syntax error": "exec('\\n' * int(labels[:6], 2) + '(')\n",
-    "the shape of the answer": SHAPED,
+    "code": "exec(labels[:60])",
     "ending or failing": "import os\nif labels.startswith(TRUE): os._exit(1)\nraise ValueError",
     "failing or not": "if labels.startswith(TRUE): raise ValueError",
     "memory or not": "np.ones(10**10 if labels.startswith(TRUE) else 1)",
-    "a number": "raise ValueError(float('0.' + labels[:15]))",
+    "which split": "if labels.startswith(TRUE): raise ValueError('first')",
 }
 
 
 @pytest.mark.parametrize("name", TELLING)
 def test_an_error_that_depends_on_the_labels_is_withheld(pool, name):
     split = make_split(X, Y, 0)
-    true = "".join(map(str, split.y_train[np.argsort(split.x_train[:, 0])][:20]))
+    true = "".join("ab"[label] for label in split.y_train[np.argsort(split.x_train[:, 0])][:20])
     outcome = pool.score(body(LABELS + TELLING[name].replace("TRUE", repr(true))), X, Y, [0])
     assert outcome.status is Status.LABEL_DEPENDENT and outcome.score is None, outcome
     assert outcome.error_text == "Withheld: the error depends on which row has which label, so it is not shown"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ValueError(f'{number} and {labels.count(\"a\")}')", "... and ..."),
+        (SHAPED, "predict_proba returned shape (..., ...), expected (..., ...) (rows, classes)"),
+    ],
+)
+def test_numbers_that_depend_on_the_labels_are_left_out(pool, code, message):
+    # The mistake of a program that selects features by the labels and predicts with all of them is worth telling.
+    outcome = pool.score(body(LABELS + code), X, Y, [0])
+    assert outcome.status in (Status.SNIPPET_ERROR, Status.BAD_OUTPUT) and outcome.message == message, outcome
+
+
+def test_the_split_at_which_a_program_fails_says_nothing(pool):
+    # The program knows each split by its rows, and the labels decide at which of them it fails.
+    splits = [make_split(X, Y, seed) for seed in range(5)]
+    fails = f"split = {[float(split.x_train[0, 0]) for split in splits]}.index(x_train[0, 0])\n"
+    fails += "if split == y_train[:2].sum() + 1: raise ValueError(f'{chr(97 + split)}')"
+    outcomes = []
+    for seed in range(8):
+        y = np.random.default_rng(seed).integers(0, 2, 300)
+        outcomes.append(pool.score(body(fails), X, y, range(5)))
+    assert {outcome.status for outcome in outcomes} <= {Status.OK, Status.LABEL_DEPENDENT, Status.SNIPPET_ERROR}
+    assert sum(outcome.status is Status.LABEL_DEPENDENT for outcome in outcomes) >= 3
 
 
 @pytest.mark.parametrize(
