@@ -153,6 +153,7 @@ class LanguageModelNetworks:
         elif role == "reference":
             with self.model.disable_adapter():
                 yield
+            self._mark_trainable()  # leaving the block, peft has the active adapter learn and no other
         else:
             self.model.set_adapter(role)
             # peft freezes every adapter but the active one, and a frozen leaf would not get the gradient of a graph

@@ -169,6 +169,17 @@ def test_gpt_2_learns_although_it_has_no_linear_layer(layers):
     assert torch.equal(networks.hidden("critic", sequences), networks.hidden("reference", sequences))
 
 
+def test_a_pass_of_the_reference_changes_what_learns_in_no_way():
+    networks = networks_of(FITS["GPT-2"]().eval(), layers=0)
+    sequences = Sequences.of([(3, 4)], [(5, 6, 7)], "cpu")
+    critic = networks.hidden("critic", sequences, grad=True)
+    networks.hidden("reference", sequences)  # peft would freeze all adapters but the active one
+    critic.square().sum().backward()
+    for role, learns in {"policy": True, "critic": True, "target_critic": False}.items():
+        assert {p.requires_grad for p in networks.parameters(role)} == {learns}
+    assert any(p.grad is not None and p.grad.any() for p in networks.parameters("critic"))
+
+
 def test_a_model_without_linear_products_is_refused():
     model = FITS["Llama"]()
     model.model.layers = torch.nn.ModuleList()
