@@ -34,14 +34,15 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
         A line for the user, which is empty where nothing was renamed.
 
     Raises:
-        UserError: the folder has a card that is not readable.
+        UserError: the folder has a card that is not readable, or lost rows that its checkpoint counts on.
     """
     steps, finished = run.folder / "steps.csv", run.card.exists()
     rows = steps.read_bytes().count(b"\n") - 1 if steps.is_file() else 0
+    goes_on = read_checkpoint(run.state, whose) is not None
     if finished:
         fits = is_finished(run, settings, model_card, task)
     else:  # without a checkpoint it was stopped in its first update, which is made again in any case
-        fits = not run.state.exists() or read_checkpoint(run.state, whose) is not None
+        fits = not run.state.exists() or goes_on
     if fits or rows < 1:
         return ""
     then = _of_card(run) if finished else _read(run.begun)

@@ -168,6 +168,29 @@ def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch
     assert (folder(root).with_name("seed0.before-1") / "steps.csv").read_bytes() == rows
 
 
+@pytest.mark.parametrize("name", ["steps.csv", "updates.csv", "samples.jsonl"])
+def test_a_run_that_lost_rows_does_not_go_on_and_nothing_is_changed(root, train, monkeypatch, name):
+    stopped(root, train, monkeypatch)
+    path = folder(root) / name
+    whole = path.read_bytes()
+    for rest in (whole[:-5], b"", None):
+        path.unlink() if rest is None else path.write_bytes(rest)
+        before = contents(folder(root))
+        done = train()
+        size = 0 if rest is None else len(rest)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1] == (
+            f"error: {path} has {size} bytes, but {len(whole)} when the run stopped: restore the file, and the run "
+            f"goes on; or rename {folder(root)} and make the run again"
+        )
+        assert contents(folder(root)) == before
+    path.write_bytes(whole)
+    assert train().returncode == 0 and card(root)["status"] == "finished"
+
+
+def contents(place):
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
 def test_what_is_kept_aside_is_no_result_for_git_and_dvc():
     for name in ("seed0.before-1/steps.csv", "seed0.before-12/run_card.json"):
         path = f"results/study/etpo/diabetes/{name}"
