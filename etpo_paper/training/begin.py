@@ -17,7 +17,7 @@ from etpo_paper.base.settings import Settings
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
 from etpo_paper.training.checkpoint import read_checkpoint
-from etpo_paper.training.run import Run, is_finished, run_parameters
+from etpo_paper.training.run import Run, is_finished, read_run_card, run_parameters
 
 
 def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task, whose: str) -> str:
@@ -75,8 +75,8 @@ def _free_name(folder: Path) -> Path:
 
 def _of_card(run: Run) -> dict[str, Any]:
     """What a finished run says it depended on, in today's words."""
-    card = _read(run.card)
-    return {"parameters": upgrade(card.get("parameters") or {}, run.method), "data": card["data"]["sha256"]}
+    card = read_run_card(run)
+    return {"parameters": upgrade(card["parameters"], run.method), "data": card["data"].get("sha256")}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -161,6 +161,19 @@ def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, mo
     assert [path.name for path in folder(root).parent.iterdir()] == ["seed0"]
 
 
+def test_a_damaged_card_beside_a_checkpoint_costs_no_rows(root, train, monkeypatch):
+    rows = stopped(root, train, monkeypatch)
+    damaged = folder(root) / "run_card.json"
+    for keep_finished in (True, False):
+        change(root, lambda params, keep=keep_finished: params["scales"]["smoke"]["runs"].update(keep_finished=keep))
+        for text in ("", "{}", '{"status": "finished", "parameters": [1]}'):
+            damaged.write_text(text)
+            assert is_one_line(train(), f"{damaged} is not a run card; delete this file and start the run again")
+    damaged.unlink()
+    assert train().returncode == 0 and card(root)["status"] == "finished"
+    assert (folder(root) / "steps.csv").read_bytes().startswith(rows)
+
+
 def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     (folder(root) / "checkpoint" / "state.pt").write_bytes(b"damaged")
