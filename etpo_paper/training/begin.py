@@ -16,7 +16,7 @@ from etpo_paper.base.provenance import write_json
 from etpo_paper.base.settings import Settings
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
-from etpo_paper.training.checkpoint import read_checkpoint
+from etpo_paper.training.checkpoint import is_damaged, read_checkpoint
 from etpo_paper.training.run import Run, is_finished, read_run_card, run_parameters
 
 
@@ -47,10 +47,13 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
         return ""
     then = _of_card(run) if finished else _read(run.begun)
     differ = ", ".join(_differences(then, _dependence(run, settings, model_card, task), run.method))
-    why = f"with {differ}" if differ else "with another model or version, or its checkpoint is damaged"
-    back = "" if finished else "; with what was before and that folder renamed back, the run goes on"
+    damaged = not finished and is_damaged(run.state)
     aside = _free_name(run.folder)
     run.folder.rename(aside)
+    if damaged:
+        return f"{run.folder}: begins anew, because its checkpoint is damaged; its {rows} steps are kept in {aside}"
+    why = f"with {differ or 'another model or version'}"
+    back = "" if finished else "; with what was before and that folder renamed back, the run goes on"
     return f"{run.folder}: begins anew, because its {rows} steps were made {why}; they are kept in {aside}{back}"
 
 

@@ -23,16 +23,26 @@ def read_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     Raises:
         UserError: a file beside it has lost rows that the state counts on; nothing was changed.
     """
+    state = _load(path)
+    if state is None or (state.get("format"), state.get("fingerprint")) != (FORMAT, fingerprint):
+        return None
+    _check_lengths(path.parent.parent, state["lengths"])
+    return state
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether there is a file that holds no checkpoint, of these settings or of others."""
+    return path.exists() and _load(path) is None
+
+
+def _load(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=False)  # our own file, never from elsewhere
     except Exception:
         return None  # cannot happen to a file put in place whole; a damaged disk costs the run, not the user
-    if (state.get("format"), state["fingerprint"]) != (FORMAT, fingerprint):
-        return None
-    _check_lengths(path.parent.parent, state["lengths"])
-    return state
+    return state if isinstance(state, dict) else None
 
 
 def _check_lengths(folder: Path, lengths: dict[str, int]) -> None:

@@ -177,8 +177,12 @@ def test_a_damaged_card_beside_a_checkpoint_costs_no_rows(root, train, monkeypat
 def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     (folder(root) / "checkpoint" / "state.pt").write_bytes(b"damaged")
-    assert "its checkpoint is damaged; they are kept in" in train().stdout
-    assert (folder(root).with_name("seed0.before-1") / "steps.csv").read_bytes() == rows
+    change(root, lambda params: params["methods"]["etpo"].update(beta=0.3))  # it would not go on with the former one
+    aside = folder(root).with_name("seed0.before-1")
+    assert train().stdout.splitlines() == [
+        f"{folder(root)}: begins anew, because its checkpoint is damaged; its 8 steps are kept in {aside}"
+    ]
+    assert (aside / "steps.csv").read_bytes() == rows
 
 
 @pytest.mark.parametrize("name", ["steps.csv", "updates.csv", "samples.jsonl"])
