@@ -41,9 +41,12 @@ def sole_maker(thing: Path, wait: bool = False) -> Iterator[None]:
 
     Raises:
         HeldError: another process holds it.
+        UserError: a folder has the name of the lock.
     """
     lock = lock_of(thing)
     lock.parent.mkdir(parents=True, exist_ok=True)
+    if lock.is_dir():
+        raise UserError(f"{lock} is a folder where the lock of {thing}, a file, belongs: rename or delete the folder")
     lease = SoftFileLease(lock, lease_duration=LEASE, on_compromise=_end)
     try:
         _acquire(lease, thing, wait)

@@ -45,8 +45,9 @@ FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
 # What a card says of the place where the files of a model elsewhere lie; it is no part of what is made from the model.
 PLACE = ("path", "files")
 
-# What a tokenizer has to give back as it was: indentation, blank lines, digits, quotes, letters of other scripts.
-CODE = "def f(x):\n    X_2 = {\"a\": 12345, 'b': x[-1] ** 0.5}\n\n\treturn  X_2  # é, 漢 and ∀\n"
+# What a tokenizer has to give back as it was: indentation, blank lines, digits, quotes, letters of other scripts, and
+# signs for which the normal form NFKC of Unicode puts others.
+CODE = "def f(x):\n    X_2 = {\"a\": 12345, 'b': x[-1] ** 0.5}\n\n\treturn  X_2  # é, 漢 and ∀, ﬁ and ²\n"
 
 TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
@@ -455,7 +456,8 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         The card.
 
     Raises:
-        UserError: there is no such path, it is no model or one without an end token, or the hub cannot be reached.
+        UserError: there is no such path, it is no model or one without an end token in its vocabulary, or the hub
+            cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, GenerationConfig
@@ -489,6 +491,12 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     # does not call its end token.
     ends = [tokens["end"]] if format == INFILL and tokens else []
     ends += [*_listed(tokenizer.eos_token_id), *_listed(getattr(generation, "eos_token_id", None))]
+    if wrong := [token for token in ends if not isinstance(token, int)]:
+        raise UserError(
+            f"{name_or_path} has {wrong[0]!r} as an end token where its id is expected: write the id as eos_token_id "
+            "in generation_config.json"
+        )
+    ends = [token for token in ends if 0 <= token < config.vocab_size]  # some write -1 where there is none
     if not ends:
         raise UserError(
             f"{name_or_path} has no end token, so no program would end: name it as eos_token in tokenizer_config.json "
@@ -512,6 +520,6 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     return card
 
 
-def _listed(token: int | list[int] | None) -> list[int]:
+def _listed(token: Any) -> list[Any]:
     """The end tokens of a configuration of transformers: none, one or several."""
-    return [] if token is None else [token] if isinstance(token, int) else list(token)
+    return [] if token is None else token if isinstance(token, list) else [token]

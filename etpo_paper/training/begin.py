@@ -16,8 +16,8 @@ from etpo_paper.base.provenance import write_json
 from etpo_paper.base.settings import Settings
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
-from etpo_paper.training.checkpoint import read_checkpoint
-from etpo_paper.training.run import Run, is_finished, run_parameters
+from etpo_paper.training.checkpoint import is_damaged, read_checkpoint
+from etpo_paper.training.run import Run, is_finished, read_run_card, run_parameters
 
 
 def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task, whose: str) -> str:
@@ -34,22 +34,26 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
         A line for the user, which is empty where nothing was renamed.
 
     Raises:
-        UserError: the folder has a card that is not readable.
+        UserError: the folder has a card that is not readable, or lost rows that its checkpoint counts on.
     """
     steps, finished = run.folder / "steps.csv", run.card.exists()
     rows = steps.read_bytes().count(b"\n") - 1 if steps.is_file() else 0
+    goes_on = read_checkpoint(run.state, whose) is not None
     if finished:
         fits = is_finished(run, settings, model_card, task)
     else:  # without a checkpoint it was stopped in its first update, which is made again in any case
-        fits = not run.state.exists() or read_checkpoint(run.state, whose) is not None
+        fits = not run.state.exists() or goes_on
     if fits or rows < 1:
         return ""
     then = _of_card(run) if finished else _read(run.begun)
     differ = ", ".join(_differences(then, _dependence(run, settings, model_card, task), run.method))
-    why = f"with {differ}" if differ else "with another model or version, or its checkpoint is damaged"
-    back = "" if finished else "; with what was before and that folder renamed back, the run goes on"
+    damaged = not finished and is_damaged(run.state)
     aside = _free_name(run.folder)
     run.folder.rename(aside)
+    if damaged:
+        return f"{run.folder}: begins anew, because its checkpoint is damaged; its {rows} steps are kept in {aside}"
+    why = f"with {differ or 'another model or version'}"
+    back = "" if finished else "; with what was before and that folder renamed back, the run goes on"
     return f"{run.folder}: begins anew, because its {rows} steps were made {why}; they are kept in {aside}{back}"
 
 
@@ -74,8 +78,8 @@ def _free_name(folder: Path) -> Path:
 
 def _of_card(run: Run) -> dict[str, Any]:
     """What a finished run says it depended on, in today's words."""
-    card = _read(run.card)
-    return {"parameters": upgrade(card.get("parameters") or {}, run.method), "data": card["data"]["sha256"]}
+    card = read_run_card(run)
+    return {"parameters": upgrade(card["parameters"], run.method), "data": card["data"].get("sha256")}
 
 
 def _read(path: Path) -> dict[str, Any]:

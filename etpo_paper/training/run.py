@@ -84,14 +84,29 @@ def is_finished(run: Run, settings: Settings, model_card: Mapping[str, Any], tas
     """
     if not run.card.exists():
         return False
-    try:
-        card = json.loads(run.card.read_text(encoding="utf-8"))
-        status, parameters = card.get("status"), card.get("parameters")
-    except (ValueError, AttributeError):
-        raise UserError(f"{run.card} is not a run card; delete {run.folder} and make the run again") from None
+    card = read_run_card(run)
+    parameters = card["parameters"]
     return (
-        status == "finished"
-        and parameters is not None
+        card["status"] == "finished"
         and card.get("fingerprint") == fingerprint(parameters, model_card, task)
         and upgrade(parameters, run.method) == run_parameters(run, settings)
     )
+
+
+def read_run_card(run: Run) -> dict[str, Any]:
+    """The run card, which has at least a status, the sections of the parameters, and the data.
+
+    Raises:
+        UserError: the file is not such a card.
+    """
+    try:
+        card = json.loads(run.card.read_text(encoding="utf-8"))
+        sections = [*card["parameters"].values(), card["data"]]
+        if not isinstance(card["status"], str) or not all(isinstance(section, dict) for section in sections):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        way = f"delete {run.folder} and make the run again"
+        if run.state.exists():
+            way = "delete this file and start the run again, which goes on from its checkpoint"
+        raise UserError(f"{run.card} is not a run card; {way}") from None
+    return card

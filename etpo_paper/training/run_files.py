@@ -50,9 +50,10 @@ class RunFiles:
             self._files["samples.jsonl"].write(json.dumps(sample, ensure_ascii=False) + "\n")
 
     def lengths(self) -> dict[str, int]:
-        """Puts everything on disk and returns the length of each file in bytes."""
+        """Puts everything on disk, safe from a power cut, and returns the length of each file in bytes."""
         for file in self._files.values():
             file.flush()
+            os.fsync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
     def close(self) -> None:

@@ -166,6 +166,9 @@ def test_infilling_tokens_decide_the_format(infill_tokenizer, tmp_path):
     assert card["eos_token_id"] == infill_tokenizer.convert_tokens_to_ids("▁<EOT>")
 
 
+VOCABULARY = 400  # of a model of one's own
+
+
 def own_model(
     place, *, pre_tokenizer=None, normalizer=None, behind=None, eos_token="<end>", end_tokens=1, tokenizer_class=None
 ):
@@ -174,7 +177,7 @@ def own_model(
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
     special, alphabet = ["<pad>", "<end>", "<turn>"], sorted(byte_level.alphabet())
-    trainer = BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([CODE, "12345 " * 9, *TEXTS], trainer)
     if pre_tokenizer is not None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, byte_level])
@@ -205,6 +208,8 @@ def own_model(
         ({"end_tokens": 2, "eos_token": None}, 2, [2]),
         ({"end_tokens": [2, 1], "eos_token": None}, 2, [1, 2]),
         ({"end_tokens": None}, 1, [1]),
+        ({"end_tokens": [2, -1, VOCABULARY, VOCABULARY - 1]}, 1, [1, 2, VOCABULARY - 1]),
+        ({"end_tokens": [-1, 2], "eos_token": None}, 2, [2]),
     ],
 )
 def test_every_token_that_ends_an_answer_ends_an_action(tmp_path, named, main, ends):
@@ -219,9 +224,19 @@ def test_without_a_generation_config_the_config_names_the_end_tokens(tmp_path):
     assert fetch_hub(source, tmp_path / "card")["end_token_ids"] == [1, 2]
 
 
-def test_a_model_without_an_end_token_is_refused(tmp_path):
-    source = own_model(tmp_path / "own", eos_token=None, end_tokens=None)
+@pytest.mark.parametrize("none", [None, -1, [-1, VOCABULARY]])
+def test_a_model_without_an_end_token_is_refused(tmp_path, none):
+    source = own_model(tmp_path / "own", eos_token=None, end_tokens=none)
     with pytest.raises(UserError, match="own has no end token, so no program would end: name it as eos_token"):
+        fetch_hub(source, tmp_path / "card")
+    assert not (tmp_path / "card").exists()
+
+
+@pytest.mark.parametrize("token", ["<end>", ["<end>"], 1.5])
+def test_an_end_token_that_is_no_id_is_one_line(tmp_path, token):
+    source = own_model(tmp_path / "own")
+    (tmp_path / "own" / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    with pytest.raises(UserError, match="own has ('<end>'|1.5) as an end token where its id is expected: write the id"):
         fetch_hub(source, tmp_path / "card")
     assert not (tmp_path / "card").exists()
 
@@ -290,6 +305,7 @@ def test_a_class_that_the_type_of_the_model_brings_gives_way_as_well(tmp_path, m
         (normalizers.Replace("\t", " "), r"'\\treturn"),
         (normalizers.Replace("漢", ""), "'漢 and ∀"),
         (normalizers.Strip(), r"'\\n' becomes ''"),
+        (normalizers.NFKC(), r"'ﬁ and ²\\n' becomes 'fi and 2\\n'"),
     ],
 )
 def test_a_tokenizer_that_does_not_give_code_back_is_refused(tmp_path, monkeypatch, normalizer, message):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from etpo_core.errors import UserError
 from etpo_paper.base import lock, paths
 from etpo_paper.data.tasks import load_task, prepare_task, save_task
 from etpo_paper.training.run import Run
@@ -194,3 +195,12 @@ def test_a_table_that_several_write_is_whole_at_any_time(root):
         assert load_task("balance-scale", root).sha256 == task.sha256
     assert other.returncode == 0, other.stderr.read()
     assert {path.suffix for path in root.glob("*.*")} == {".csv", ".json"}
+
+
+def test_a_folder_in_the_place_of_a_lock_is_one_line(root):
+    lock.lock_of(RUN.folder).mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=f"^{lock.lock_of(RUN.folder)} is a folder where .* belongs: rename or delete the folder$"
+    ):
+        take()
+    assert lock.lock_of(RUN.folder).is_dir()

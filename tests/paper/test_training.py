@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -7,6 +8,7 @@ from etpo_paper.base.settings import load_settings
 from etpo_paper.methods import build_method
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, run_parameters
+from etpo_paper.training.run_files import RunFiles
 
 
 @pytest.fixture
@@ -115,3 +117,17 @@ def test_another_seed_is_another_run(results, settings, make_agent, toy_task, st
     a, _ = start("reflection", settings, make_agent, toy_task, stub_executor, seed=0)
     b, _ = start("reflection", settings, make_agent, toy_task, stub_executor, seed=1)
     assert content(a)[0] != content(b)[0]
+
+
+def test_the_lengths_that_a_checkpoint_notes_are_on_disk(tmp_path, monkeypatch):
+    files, synced = RunFiles(tmp_path, None), {}
+
+    def sync(number):
+        synced[os.fstat(number).st_ino] = os.fstat(number).st_size
+
+    monkeypatch.setattr(os, "fsync", sync)
+    files.write([], {"update": 1}, [{"code": "pass"}])
+    lengths = files.lengths()
+    files.close()
+    assert {name: synced[(tmp_path / name).stat().st_ino] for name in RunFiles.NAMES} == lengths
+    assert all(lengths.values())

@@ -88,6 +88,7 @@ def run(tmp_path, monkeypatch):
     model, task = recipe("tiny"), table("diabetes")
     parameters = run_parameters(run, settings)
     card = {"status": "finished", "parameters": parameters, "fingerprint": fingerprint(parameters, model, task)}
+    card["data"] = {"sha256": task.sha256}
 
     def check(settings=settings, model=model, task=task, **changes):
         run.card.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def test_a_run_is_finished_with_the_same_settings_model_and_table_only(run):
     assert not run(settings.replace(methods={"ppo_kl": {"beta": 0.5}}))
     assert not run(settings.replace(sandbox={"memory_mb": 99}))
     assert not run(model=recipe("smollm2")) and not run(task=table("cmc"))
-    assert not run(status="not run") and not run(fingerprint="0") and not run(parameters=None)
+    assert not run(status="not run") and not run(fingerprint="0")
     changed = copy.deepcopy(run_parameters(Run("smoke", "ppo_kl", "diabetes", 3), settings))
     changed["method"]["clip"] = 0.5
     assert not run(parameters=changed), "the fingerprint vouches for what the card says"
@@ -128,13 +129,30 @@ def test_a_new_setting_makes_runs_anew_unless_a_rule_says_what_they_did_without_
     assert not run(**card)
 
 
-def test_a_damaged_card_is_one_line(run, tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"status": "finished"}',
+        '{"status": "finished", "parameters": [1], "data": {}}',
+        '{"status": "finished", "parameters": {"training": 1}, "data": {}}',
+        '{"status": "finished", "parameters": {}, "data": 1}',
+        '{"status": 1, "parameters": {}, "data": {}}',
+    ],
+)
+def test_a_damaged_card_is_one_line(run, text):
     run()
-    path = tmp_path / "smoke" / "ppo_kl" / "diabetes" / "seed3" / "run_card.json"
-    for text in ("{", "[]"):
-        path.write_text(text)
-        with pytest.raises(UserError, match="is not a run card; delete .* and make the run again"):
-            is_finished(Run("smoke", "ppo_kl", "diabetes", 3), settings_of("smoke"), recipe("tiny"), table("diabetes"))
+    of = Run("smoke", "ppo_kl", "diabetes", 3)
+    of.card.write_text(text)
+    with pytest.raises(UserError, match=f"^{of.card} is not a run card; delete {of.folder} and make the run again$"):
+        is_finished(of, settings_of("smoke"), recipe("tiny"), table("diabetes"))
+    of.state.parent.mkdir()
+    of.state.touch()
+    with pytest.raises(UserError, match="is not a run card; delete this file and .* goes on from its checkpoint$"):
+        is_finished(of, settings_of("smoke"), recipe("tiny"), table("diabetes"))
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,51 @@ def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, mo
     assert [path.name for path in folder(root).parent.iterdir()] == ["seed0"]
 
 
+def test_a_damaged_card_beside_a_checkpoint_costs_no_rows(root, train, monkeypatch):
+    rows = stopped(root, train, monkeypatch)
+    damaged = folder(root) / "run_card.json"
+    for keep_finished in (True, False):
+        change(root, lambda params, keep=keep_finished: params["scales"]["smoke"]["runs"].update(keep_finished=keep))
+        for text in ("", "{}", '{"status": "finished", "parameters": [1]}'):
+            damaged.write_text(text)
+            assert is_one_line(train(), f"{damaged} is not a run card; delete this file and start the run again")
+    damaged.unlink()
+    assert train().returncode == 0 and card(root)["status"] == "finished"
+    assert (folder(root) / "steps.csv").read_bytes().startswith(rows)
+
+
 def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     (folder(root) / "checkpoint" / "state.pt").write_bytes(b"damaged")
-    assert "its checkpoint is damaged; they are kept in" in train().stdout
-    assert (folder(root).with_name("seed0.before-1") / "steps.csv").read_bytes() == rows
+    change(root, lambda params: params["methods"]["etpo"].update(beta=0.3))  # it would not go on with the former one
+    aside = folder(root).with_name("seed0.before-1")
+    assert train().stdout.splitlines() == [
+        f"{folder(root)}: begins anew, because its checkpoint is damaged; its 8 steps are kept in {aside}"
+    ]
+    assert (aside / "steps.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize("name", ["steps.csv", "updates.csv", "samples.jsonl"])
+def test_a_run_that_lost_rows_does_not_go_on_and_nothing_is_changed(root, train, monkeypatch, name):
+    stopped(root, train, monkeypatch)
+    path = folder(root) / name
+    whole = path.read_bytes()
+    for rest in (whole[:-5], b"", None):
+        path.unlink() if rest is None else path.write_bytes(rest)
+        before = contents(folder(root))
+        done = train()
+        size = 0 if rest is None else len(rest)
+        assert done.returncode == 2 and done.stderr.splitlines()[-1] == (
+            f"error: {path} has {size} bytes, but {len(whole)} when the run stopped: restore the file, and the run "
+            f"goes on; or rename {folder(root)} and make the run again"
+        )
+        assert contents(folder(root)) == before
+    path.write_bytes(whole)
+    assert train().returncode == 0 and card(root)["status"] == "finished"
+
+
+def contents(place):
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
 def test_what_is_kept_aside_is_no_result_for_git_and_dvc():

@@ -16,14 +16,16 @@ _ATTRIBUTE = re.compile(
     rf"""\s*@attribute\s+
     (?P<name>{_QUOTED}|[^\s{{'"]+)\s*
     (?P<type>\{{(?:{_QUOTED}|[^}}'"])*\}}|[a-z]+)\s*
-    (?:\[[^\]]*\])?\s*          # the range of a number
+    (?:[\[(][^\])]*[\])])?\s*    # the range of a number, with its ends or without
     (?:\{{[\d.e+-]+\}})?\s*     # the weight of the attribute
     (?:%.*)?$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _RELATION, _DATA = re.compile(r"\s*@relation\b", re.IGNORECASE), re.compile(r"\s*@data\b", re.IGNORECASE)
 _ROW_WEIGHT = re.compile(r"[,\s]\s*\{\s*[\d.eE+-]+\s*\}$")
-_ROW_COMMENT = re.compile(r"\s*%[^'\"]*$")
+_BEFORE_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^%'"])*(?=%)""")
+_VALUE = rf"""(?:{_QUOTED}|[^\s,'"]+)"""
+_SPACED_ROW = re.compile(rf"{_VALUE}(?:\s+{_VALUE})*")
 
 
 def encoding(path: Path) -> str:
@@ -50,10 +52,10 @@ def plain_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _row(row: str) -> str:
-    if "%" in row:
-        row = _ROW_COMMENT.sub("", row)
+    if "%" in row and (before := _BEFORE_COMMENT.match(row)):
+        row = before[0].rstrip()
     if row.endswith("}"):
         row = _ROW_WEIGHT.sub("", row)
-    if "," not in row and not row.startswith("{") and not {"'", '"'} & set(row):
-        row = ",".join(row.split())
+    if not row.startswith("{") and _SPACED_ROW.fullmatch(row):
+        row = ",".join(re.findall(_VALUE, row))
     return row

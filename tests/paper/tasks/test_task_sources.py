@@ -11,7 +11,7 @@ from task_helpers import HEALTH, KIDNEY, one_line
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
-from etpo_paper.data.tasks import TASKS, load_task, prepare_task, sources
+from etpo_paper.data.tasks import TASKS, load_task, prepare_task, sources, weka
 from etpo_paper.data.tasks.sources import read_arff
 from pipeline import data as stage
 
@@ -104,6 +104,7 @@ def of_rows(edit):
     [
         lambda text: text.replace(" numeric", " real [0,900]"),
         lambda text: text.replace(" numeric", " INTEGER [0, 900] % between {0} and 900", 1),
+        lambda text: text.replace(" numeric", " real (0,900]", 1).replace(" numeric", " numeric [0,900)", 1),
         lambda text: text.replace(" numeric", " numeric {0.5}"),
         lambda text: text.replace("}\n", "} % the class, not a {type}\n", 1),
         lambda text: text.replace("class {", "class{"),
@@ -116,7 +117,10 @@ def of_rows(edit):
         lambda text: text.replace("@relation diabetes", "@relation pima-weka.filters{a, b} % of Weka"),
         of_rows(lambda row: f"{row}, {{1.5}}"),
         of_rows(lambda row: f"{row},{{2}} % a weight"),
+        of_rows(lambda row: f"{row} % don't, \"or"),
+        of_rows(lambda row: f"{row}, {{2}}% 'quoted' and \"quoted\" % again"),
         of_rows(lambda row: row.replace(",", "\t")),
+        of_rows(lambda row: row.replace("tested", "'tested").replace("tive", "tive'").replace(",", " \t")),
         of_rows(lambda row: "{" + ", ".join(f"{i} {cell}" for i, cell in enumerate(row.split(","))) + "}, {2}"),
         lambda text: "\ufeff" + text,
         lambda text: text.replace("\n", "\r\n").encode("utf-16"),
@@ -280,3 +284,20 @@ def test_stage_one_task_and_errors(tmp_path, capsys):
     assert stopped.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "task cmc: no source gave its table" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "plain"),
+    [
+        ("'a, b' 1 \"100 %\" % don't", "'a, b',1,\"100 %\""),
+        ("1,'50 % of it',neg % don't", "1,'50 % of it',neg"),
+        ("1,'it\\'s',neg% x", "1,'it\\'s',neg"),
+        ("% don't", ""),
+        ("'a b'", "'a b'"),
+        ("1, 'a b', 2", "1, 'a b', 2"),
+        ("{1 'a b', 3 x}", "{1 'a b', 3 x}"),
+        ("1 o'clock 2 % x", "1 o'clock 2 % x"),  # a quote that does not end is for the parser to refuse
+    ],
+)
+def test_a_row_as_weka_has_it(row, plain):
+    assert list(weka.plain_lines(["@data", row])) == ["@data", plain]
