@@ -121,6 +121,7 @@ def test_the_lock_of_another_host_is_taken_over_when_nobody_renews_it(root, monk
     assert "no sign of life from host elsewhere" in capsys.readouterr().err
 
 
+@pytest.mark.nightly  # watches the lock for three seconds
 def test_the_lock_of_another_host_whose_clock_is_behind_is_not_taken_over(root, monkeypatch):
     monkeypatch.setattr(lock, "LEASE", 2.0)
     monkeypatch.setattr(lock, "PATIENCE", 1.0)

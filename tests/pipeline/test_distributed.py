@@ -22,10 +22,12 @@ from etpo_paper.base.settings import read_params
 from etpo_paper.data.tasks import prepare_task, save_task
 from etpo_paper.model.loading import save_model
 
+pytestmark = pytest.mark.nightly  # starts two processes that import everything
+
 # Scales, each named after its method, and their budgets. An update takes 8 actions and the last one what is left: 13
 # leave 5, that is 3 for one process and 2 for the other; 9 leave one, which the processes cannot share.
-USUAL = {"etpo": 13, "ppo_kl_memory": 13, "ppo_kl-few": 9}
-OTHERS = dict.fromkeys(
+BUDGETS = {"etpo": 13, "ppo_kl_memory": 13, "ppo_kl-few": 9}
+BUDGETS |= dict.fromkeys(
     ("etpo_action_level", "etpo_memory", "etpo_center_memory", "released", "ppo_kl", "poad", "ntpo", "reflection"), 13
 )
 SMALL = {"environments": 4, "steps_per_update": 2, "max_new_tokens": 9, "micro_batch_tokens": 400}
@@ -51,7 +53,7 @@ def project(tmp_path_factory, tiny_language_model):
             "methods": [scale.partition("-")[0]],
             "training": SMALL | {"env_steps": budget},
         }
-        for scale, budget in (USUAL | OTHERS | {"etpo-failed": 13, "etpo-odd": 12}).items()
+        for scale, budget in (BUDGETS | {"etpo-failed": 13, "etpo-odd": 12}).items()
     }
     params["scales"]["etpo-odd"]["training"]["environments"] = 3
     params.pop("studies", None)
@@ -63,14 +65,13 @@ def project(tmp_path_factory, tiny_language_model):
 
 
 @pytest.fixture(scope="module")
-def played(request, project):
-    """The folder that the two processes leave; they make the runs of OTHERS only where those are asked for."""
+def played(project):
+    """The folder that the two processes leave."""
     folder = project.parent
-    asked = any("nightly" in item.keywords for item in request.session.items if item.path == request.path)
     # torch's store complains when the process that holds it, here the first, leaves first; torchrun holds it itself.
     environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "ETPO_ROOT": str(project)}
     environment["PYTHONPATH"] = os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))
-    command = [sys.executable, two_processes.__file__, folder, *USUAL, *(OTHERS if asked else ())]
+    command = [sys.executable, two_processes.__file__, folder, *BUDGETS]
     subprocess.run(command, env={**os.environ, **environment}, cwd=CHECKOUT, check=True, timeout=600)
     return folder
 
@@ -112,7 +113,7 @@ def same_files(one, two):
     assert {p.relative_to(one) for p in one.rglob("*")} == {p.relative_to(two) for p in two.rglob("*")}
 
 
-@pytest.mark.parametrize("scale", [*USUAL, *(pytest.param(scale, marks=pytest.mark.nightly) for scale in OTHERS)])
+@pytest.mark.parametrize("scale", BUDGETS)
 def test_two_processes_do_what_one_does(project, played, at, scale):
     assert [status for status, _ in ends(played, scale)] == [0, 0], ends(played, scale)
     at(project)
@@ -166,7 +167,6 @@ def test_the_stage_writes_one_card_that_counts_the_processes(played):
     assert card["status"] == "finished" and host["processes"] == 2
 
 
-@pytest.mark.nightly
 def test_torchrun_starts_the_stage_with_the_real_executor(toy_project, tmp_path):
     (tmp_path / "params.yaml").write_text((toy_project / "params.yaml").read_text())
     for folder in ("data", "models"):

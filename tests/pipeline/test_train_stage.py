@@ -185,7 +185,9 @@ def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch
     assert (aside / "steps.csv").read_bytes() == rows
 
 
-@pytest.mark.parametrize("name", ["steps.csv", "updates.csv", "samples.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["updates.csv", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("steps.csv", "samples.jsonl"))]
+)
 def test_a_run_that_lost_rows_does_not_go_on_and_nothing_is_changed(root, train, monkeypatch, name):
     stopped(root, train, monkeypatch)
     path = folder(root) / name
