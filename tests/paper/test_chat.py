@@ -381,7 +381,7 @@ def test_json_that_is_called_text_is_read(agent, server):
     assert agent.generate([PROMPT]) == [BODY]
 
 
-@pytest.mark.parametrize("form", ["retry-after", "date", "retry-after-ms"])
+@pytest.mark.parametrize("form", [pytest.param("date", marks=pytest.mark.nightly), "retry-after", "retry-after-ms"])
 def test_a_server_says_when_to_ask_again(agent, server, form):
     headers = {"retry-after": "1.5", "retry-after-ms": "1500", "date": None}
     asked = []

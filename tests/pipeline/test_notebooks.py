@@ -73,6 +73,7 @@ def test_a_notebook_writes_its_figures_and_tables(root, name):
     assert (root / "build" / "notebooks" / "smoke" / f"{name}.ipynb").is_file()
 
 
+@pytest.mark.nightly
 def test_a_deleted_figure_comes_back_byte_for_byte_from_a_kernel(root, at):
     import nbformat
 
@@ -159,6 +160,7 @@ def test_the_end_of_training_taken_apart_is_what_the_raw_files_say(tmp_path, fig
     assert rows["etpo_memory_difference"].isna().tolist() == [method == "etpo_memory" for method in rows.index]
 
 
+@pytest.mark.nightly
 def test_credit_of_one_method_is_drawn_and_samples_without_credit_are_one_line(tmp_path, figures):
     fixtures.make_root(tmp_path)
     fixtures.make_results(tmp_path, methods=("etpo",), tasks=("balance-scale",), seeds=(0, 1))

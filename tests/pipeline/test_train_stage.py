@@ -151,6 +151,7 @@ def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, 
     assert card(root)["status"] == "finished"
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, monkeypatch):
     stopped(root, train, monkeypatch)
     assert train().returncode == 0
@@ -161,6 +162,7 @@ def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, mo
     assert [path.name for path in folder(root).parent.iterdir()] == ["seed0"]
 
 
+@pytest.mark.nightly
 def test_a_damaged_card_beside_a_checkpoint_costs_no_rows(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     damaged = folder(root) / "run_card.json"
@@ -174,6 +176,7 @@ def test_a_damaged_card_beside_a_checkpoint_costs_no_rows(root, train, monkeypat
     assert (folder(root) / "steps.csv").read_bytes().startswith(rows)
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     (folder(root) / "checkpoint" / "state.pt").write_bytes(b"damaged")
@@ -398,6 +401,7 @@ def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(roo
     assert stage("matrix", "--scale", "smoke", "--workers", 2).stdout == "smoke: 1 run done\n"
 
 
+@pytest.mark.nightly
 def test_a_matrix_counts_only_the_runs_that_it_made(root, stage, no_processes, monkeypatch):
     """Another machine finishes a run, once before this one comes to it and once before it takes the lock."""
     change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))

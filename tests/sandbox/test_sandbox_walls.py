@@ -79,6 +79,7 @@ def holding(report):
 
 
 @needs_wall
+@pytest.mark.nightly
 def test_the_doctor_of_this_machine():
     report = examine()
     assert report["healthy"] and [layer["name"] for layer in report["layers"]] == LAYERS
