@@ -12,10 +12,10 @@ what the same text carries where it is shown in any case. Prints a table; `--csv
 
 import argparse
 import csv
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import mutual_info_score
 from tqdm import tqdm
 
 from etpo_core.errors import one_line_errors
@@ -35,13 +35,6 @@ WAYS = {
 TRIED = [("message", bits) for bits in (1, 2, 3, 4, 8, 150)] + [("type of the error", 1), ("error or timeout", 1)]
 
 
-def mutual_information(pairs: list[tuple[str, str]]) -> float:
-    """Bits that two symbols tell about each other, from the frequencies of their pairs."""
-    both, first, second = Counter(pairs), Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    total = len(pairs)
-    return sum(n / total * np.log2(n * total / (first[a] * second[b])) for (a, b), n in both.items())
-
-
 def measure(pool: SandboxPool, way: str, bits: int, runs: int, bar: tqdm) -> dict[str, object]:
     """One row of the table: `runs` programs, each on a table of its own."""
     source, shown, pairs = HEAD + WAYS[way].format(bits=bits), 0, []
@@ -54,7 +47,7 @@ def measure(pool: SandboxPool, way: str, bits: int, runs: int, bar: tqdm) -> dic
         pairs.append((str(split.y_train[np.argmin(split.x_train[:, 0])]), str(outcome.status)))
         bar.update()
     share = shown / runs
-    carried = mutual_information(pairs) if way == "error or timeout" else share * bits
+    carried = mutual_info_score(*zip(*pairs, strict=True)) / np.log(2) if way == "error or timeout" else share * bits
     figures = {"shown": round(share, 3), "bits": round(carried, 3), "bits before": bits}
     return {"by": way, "labels told": bits, "runs": runs, **figures}
 

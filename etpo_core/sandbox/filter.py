@@ -19,6 +19,14 @@ rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
 getpgrp getuid geteuid getgid getegid getresuid getresgid getgroups getpgid getsid
 getrusage sysinfo uname arch_prctl exit exit_group
 """.split()
+_ANSWERED = {  # calls that are answered with another error than EPERM, or with the number 0
+    errno.EACCES: "open openat",  # an ordinary PermissionError
+    # Numbers that the kernel counts up for all processes (of processes, threads and the files of /proc) would carry
+    # labels from one program to the next. No file is there, and every process and thread has the number 0.
+    errno.ENOENT: "stat fstat lstat newfstatat statx access faccessat faccessat2",
+    0: "getpid gettid getppid",
+    errno.ENOSYS: "clone3 openat2",  # the C library falls back to the calls that are allowed
+}
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020000  # the flags of all namespaces, because a new thread could ask for some of its own as well
 _FCNTL = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
@@ -71,17 +79,9 @@ def compile_filter() -> bytes:
     for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
         rule(seccomp.ALLOW, name, seccomp.Arg(0, seccomp.LT, _CLOCKS))
     rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(0, seccomp.EQ, 0), seccomp.Arg(2, seccomp.EQ, 0))
-    # EACCES becomes an ordinary PermissionError; after ENOSYS the C library falls back to the calls that are allowed.
-    for name in ("open", "openat"):
-        rule(seccomp.ERRNO(errno.EACCES), name)
-    # Numbers that the kernel counts up for all processes (of processes, threads and the files of /proc) would carry
-    # labels from one program to the next. No file is there, and every process and thread has the number 0.
-    for name in ("stat", "fstat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2"):
-        rule(seccomp.ERRNO(errno.ENOENT), name)
-    for name in ("getpid", "gettid", "getppid"):
-        rule(seccomp.ERRNO(0), name)
-    for name in ("clone3", "openat2"):
-        rule(seccomp.ERRNO(errno.ENOSYS), name)
+    for number, names in _ANSWERED.items():
+        for name in names.split():
+            rule(seccomp.ERRNO(number), name)
     with tempfile.TemporaryFile() as file:
         refused.export_bpf(file)
         file.seek(0)

@@ -5,6 +5,7 @@ import pytest
 from programs import body
 
 from etpo_core.sandbox import Status
+from etpo_core.sandbox.inside import wire
 from etpo_core.sandbox.scoring import deal_labels, make_split
 
 RNG = np.random.default_rng(0)
@@ -134,8 +135,6 @@ def test_an_answer_is_an_answer_whether_or_not_the_rows_were_read(pool):
         "os.write(3, struct.pack({form!r}, {magic}, {result}, 16 * {rows}) + np.tile([0.5, 0.5], {rows}).tobytes())\n"
     )
     frames += "os._exit(0)"
-    from etpo_core.sandbox.inside import wire
-
     kinds = {"form": wire.FRAME.format, "magic": wire.MAGIC, "fitted": wire.FITTED, "result": wire.RESULT}
     small = pool.score(body(frames.format(**kinds, rows=150)), X, Y, [0])
     x, y = np.tile(X, (60, 6)), np.tile(Y, 60)  # more than fits into the buffer of a socket

@@ -199,9 +199,11 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
 
 def _spelled(target: str, names: Sequence[str]) -> str:
     """The target as a file spells it: Weka's own files have `class` and `Class`."""
+    if target in names:
+        return target
     alike = [name for name in names if name.casefold() == target.casefold()]
-    if target in names or len(alike) == 1:
-        return target if target in names else alike[0]
+    if len(alike) == 1:
+        return alike[0]
     raise ValueError(f"no column {target}")
 
 
