@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from etpo_paper.model.decoder import LlamaDecoder, _product, sample
+from etpo_paper.model.decoder import LlamaDecoder, sample
+from etpo_paper.model.trunk import packed
 
 END = 2
 # Sixteen evenly spaced quantiles of the lengths of actions in a run of the scale laptop, whose limit is 96 tokens.
@@ -172,7 +173,7 @@ class Limits:
         self.device, self.repeats = model.device, repeats
         self.rates: dict[int, float] = {}
         self.weight = model.lm_head.weight.detach()
-        self.product = _product(self.weight)
+        self.product = packed(self.weight)
         # The embedding is the head's matrix as well, and a step reads only a few of its rows: it counts once.
         self.parameters = model.num_parameters()
         numbers = torch.zeros(megabytes * 250_000, device=self.device)

@@ -10,25 +10,29 @@ share the work of a run (see `etpo_paper.base.distributed`).
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from etpo_core.errors import UserError
 from etpo_core.interfaces import Method
+from etpo_core.sandbox import SandboxPool
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import HELD, HeldError, sole_maker
-from etpo_paper.base.machine import choose
+from etpo_paper.base.machine import Choice, choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
-from etpo_paper.base.settings import Settings
+from etpo_paper.base.settings import Sandbox, Settings
 from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
+from etpo_paper.model import llama
 from etpo_paper.model.agent import Agent
-from etpo_paper.model.loading import load_model
+from etpo_paper.model.loading import load_model, twin
+from etpo_paper.model.trunk import Part, Passed, Trunk
 from etpo_paper.report.results import integrity
 from etpo_paper.training.begin import keep_aside, note
 from etpo_paper.training.loop import train
@@ -40,6 +44,7 @@ from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
 KEPT = "finished with the same settings, kept"
+Forward = Callable[[Trunk, Part], Passed]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,8 +66,75 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(HELD)
 
 
-def run_stage(run: Run, settings: Settings) -> None:
-    """Makes the run, or says why it is not needed or not possible, and writes its card."""
+class Common:
+    """What the runs of a process use together: the executor, and the frozen weights of the model.
+
+    Use it as a context manager.
+
+    Args:
+        steps: environment steps of all runs, for a progress bar that counts them together; None for a bar of each run.
+        title: of that progress bar.
+    """
+
+    def __init__(self, steps: int | None = None, title: str = ""):
+        self._stack = ExitStack()
+        self._executors: dict[str, SandboxPool] = {}
+        self._choices: dict[str, Choice] = {}
+        self._models: dict[tuple[str, str], tuple[PreTrainedModel, Any, dict[str, Any], Trunk | None]] = {}
+        self._bar = None if steps is None else self._stack.enter_context(tqdm(total=steps, unit="step", desc=title))
+
+    def __enter__(self) -> "Common":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def executor(self, sandbox: Sandbox) -> SandboxPool:
+        """The executor that a section `sandbox` asks for."""
+        key = repr(sandbox)
+        if key not in self._executors:
+            self._executors[key] = self._stack.enter_context(open_executor(sandbox))
+        return self._executors[key]
+
+    def choice(self, precision: str) -> Choice:
+        """How this machine computes on the CPU, which is measured once."""
+        if precision not in self._choices:
+            self._choices[precision] = choose(precision)
+        return self._choices[precision]
+
+    def agent(
+        self, run: Run, settings: Settings, device: torch.device, trains: bool, precision: str, forward: Forward | None
+    ) -> Agent:
+        """An agent with adapters of its own on weights that it shares with the other agents, see `load_agent`."""
+        key = settings.model, precision
+        if key not in self._models:
+            model, tokenizer, card = load_model(settings.model, _dtype(device), device)
+            trunk = Trunk(model, getattr(torch, precision)) if llama.fits(model) else None
+            self._models[key] = model, tokenizer, card, trunk
+        model, *more, trunk = self._models[key]
+        return _agent((twin(model), *more), run, settings, trains, precision, trunk=trunk, forward=forward)
+
+    def shows(self, run: Run, row: Mapping[str, Any], new: int) -> None:
+        """Moves the common bar on by some steps of a run, if there is one."""
+        if self._bar is not None:
+            self._bar.update(new)
+            self._bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: reward {row['mean_reward']:.3f}")
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar for all runs."""
+        return self._bar is not None
+
+
+def run_stage(run: Run, settings: Settings, common: Common | None = None, forward: Forward | None = None) -> None:
+    """Makes the run, or says why it is not needed or not possible, and writes its card.
+
+    Args:
+        run: names it.
+        settings: of its scale and method.
+        common: what it shares with other runs of this process; None for a run alone.
+        forward: see `decoder.LlamaDecoder`.
+    """
     method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
     task = distributed.from_first(lambda: data.table(run.task))
@@ -79,10 +151,20 @@ def run_stage(run: Run, settings: Settings) -> None:
     with ExitStack() as stack:
         distributed.from_first(lambda: stack.enter_context(sole_maker(run.folder)))
         if not distributed.from_first(kept):  # another process may have finished it in between
-            _make(run, settings, method, task, model_card)
+            if common is None:
+                common = stack.enter_context(Common())
+            _make(run, settings, method, task, model_card, common, forward)
 
 
-def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: dict[str, Any]) -> None:
+def _make(
+    run: Run,
+    settings: Settings,
+    method: Method,
+    task: Task,
+    model_card: dict[str, Any],
+    common: Common,
+    forward: Forward | None,
+) -> None:
     device, first = distributed.device(), distributed.rank() == 0
 
     def make_room() -> str:
@@ -112,29 +194,29 @@ def _make(run: Run, settings: Settings, method: Method, task: Task, model_card: 
             return
     else:
         model_card = distributed.from_first(lambda: models.model(settings.model))
-        chosen = choose(settings.training.precision) if device.type == "cpu" else None
+        chosen = common.choice(settings.training.precision) if device.type == "cpu" else None
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
-        agent = load_agent(run, settings, device, method.trains, precision)
+        agent = common.agent(run, settings, device, method.trains, precision, forward)
     started = time.time()
     whose = distributed.from_first(make_room)
     if first:
         note(run, settings, model_card, task)
-    with open_executor(settings.sandbox) as executor:
-        title = f"{run.method} {run.task} {run.seed}"
-        bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first)
-        with bar, live.curves(run, first) as curves:
-            networks = agent.networks if method.trains else None
-            for row in train(run, agent, networks, method, task, executor, settings, whose, first):
-                curves(row)
-                bar.n = row["steps"]
-                bar.set_postfix(
-                    reward=f"{row['mean_reward']:.3f}",
-                    best=f"{row['best_reward']:.3f}",
-                    runs=f"{row['share_runs']:.0%}",
-                    kl=f"{row.get('kl_per_action', 0.0):.2f}",
-                    tok_s="?" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:.0f}",
-                )
-        walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
+    executor, title = common.executor(settings.sandbox), f"{run.method} {run.task} {run.seed}"
+    bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first or common.has_bar)
+    with bar, live.curves(run, first) as curves:
+        networks = agent.networks if method.trains else None
+        for row in train(run, agent, networks, method, task, executor, settings, whose, first):
+            curves(row)
+            common.shows(run, row, row["steps"] - bar.n)
+            bar.n = row["steps"]
+            bar.set_postfix(
+                reward=f"{row['mean_reward']:.3f}",
+                best=f"{row['best_reward']:.3f}",
+                runs=f"{row['share_runs']:.0%}",
+                kl=f"{row.get('kl_per_action', 0.0):.2f}",
+                tok_s="?" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:.0f}",
+            )
+    walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
     if not first:
         return
     more = {}
@@ -178,21 +260,27 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
 
     Its products are taken in `precision`, by default that of the settings.
     """
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model, tokenizer, card = load_model(settings.model, dtype, device)
+    loaded = load_model(settings.model, _dtype(device), device)
+    return _agent(loaded, run, settings, trains, precision or settings.training.precision)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _agent(loaded: Any, run: Run, settings: Settings, trains: bool, precision: str, **more: Any) -> Agent:
     training = settings.training
     return Agent(
-        model,
-        tokenizer,
-        card,
+        *loaded,
         rank=training.lora_rank if trains else None,
         alpha=training.lora_alpha,
         layers=training.lora_layers,
         seed=run.seed,
-        precision=precision or training.precision,
+        precision=precision,
         momentum=training.momentum,
         grad_norm=training.grad_norm,
         micro_batch_tokens=training.micro_batch_tokens,
+        **more,
     )
 
 

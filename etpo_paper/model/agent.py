@@ -22,6 +22,7 @@ from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import decode_action, encode_prompt, end_tokens
 from etpo_paper.model.networks import LanguageModelNetworks
 from etpo_paper.model.starts import write_adapter
+from etpo_paper.model.trunk import Part, Passed, Trunk
 
 
 class Agent:
@@ -31,11 +32,19 @@ class Agent:
         model: the frozen base, as `loading.load_model` returns it.
         tokenizer: its tokenizer.
         card: its card (`format` of prompts, end tokens).
+        forward: see `LlamaDecoder`.
         options: of its networks, see `LanguageModelNetworks`.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, card: dict[str, Any], **options: Any):
-        self.tokenizer, self.card = tokenizer, card
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        card: dict[str, Any],
+        forward: Callable[[Trunk, Part], Passed] | None = None,
+        **options: Any,
+    ):
+        self.tokenizer, self.card, self._forward = tokenizer, card, forward
         self.networks = LanguageModelNetworks(model, **options)
         self._decoder: Decoder | None = None
         self.drafts = Drafts()
@@ -56,11 +65,14 @@ class Agent:
     def refresh(self) -> None:
         """Hands the policy's current weights to the decoder; call it after every update."""
         networks = self.networks
+        networks.forget()
         adapter = "policy" if networks.trainable else None
         if isinstance(self._decoder, LlamaDecoder):
             self._decoder.load(adapter)
         elif llama.fits(networks.model):
-            self._decoder = LlamaDecoder(networks.model, networks.compute_dtype, adapter)
+            self._decoder = LlamaDecoder(
+                networks.model, networks.compute_dtype, adapter, networks.trunk, self._forward
+            )
         else:
             self._decoder = TransformersDecoder(networks.model)
 
@@ -99,6 +111,10 @@ class Agent:
             sampled = sample(
                 self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, report, self.drafts
             )
+        if isinstance(self._decoder, LlamaDecoder) and self.networks.trainable:
+            for i, (prompt, s) in enumerate(zip(ids, sampled, strict=True)):
+                below = self._decoder.states_below(i, len(prompt) + len(s.tokens) - 1)
+                self.networks.remember(prompt, s.tokens, below)
         self.drafts.observe(distributed.merge([s.tokens for s in sampled]))
         return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
 

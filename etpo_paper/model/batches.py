@@ -23,7 +23,10 @@ class Sequences:
     The N action positions of a batch have M <= N distinct ones, and `each` gives all N positions what was computed for
     the distinct ones.
 
+    The last token of an action is not among the ids, because nothing is drawn from the state behind it.
+
     Attributes:
+        pairs: the distinct prompts with their actions, in the order of the rows of `ids`.
         prefix: token ids [P] that all sequences begin with.
         ids: token ids [distinct, S] of what follows.
         rows: index into `ids` of each distinct action position [M], one action after another.
@@ -33,6 +36,7 @@ class Sequences:
         copies: index into the distinct positions of every action position [N], one action after another.
     """
 
+    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
     prefix: Tensor
     ids: Tensor
     rows: Tensor
@@ -49,12 +53,13 @@ class Sequences:
         shared = shared_length(prompts)
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, actions, strict=True)]
         distinct = list(dict.fromkeys(pairs))
-        whole = [[*p[shared:], *a] for p, a in distinct]
+        whole = [[*p[shared:], *a[:-1]] for p, a in distinct]
         longest = max(map(len, whole))
         index = [(row, len(p) - shared - 1 + j, t) for row, (p, a) in enumerate(distinct) for j, t in enumerate(a)]
         rows, columns, tokens = torch.tensor(index, device=device).T
         starts = dict(zip(distinct, itertools.accumulate((len(a) for _, a in distinct), initial=0), strict=False))
         return cls(
+            pairs=distinct,
             prefix=torch.tensor(prompts[0][:shared], dtype=torch.long, device=device),
             ids=torch.tensor([w + [0] * (longest - len(w)) for w in whole], device=device),
             rows=rows,

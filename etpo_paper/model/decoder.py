@@ -14,10 +14,10 @@ sequences that have ended from the batch. `LlamaDecoder` accepts several tokens 
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,8 @@ from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.output import causal_model
+from etpo_paper.model.trunk import Part, Passed, Trunk, threads
 
-# Packed weights are laid out for products with so many rows; from 1 to 512 rows this is within 5 % of the best layout.
-_PACKED_FOR = 16
 # The cache of the tokens written grows by so many columns at a time.
 _COLUMNS = 16
 # If one step's attention reads at most so many keys, a single thread does it: waking another one would take as long.
@@ -334,27 +333,6 @@ class TransformersDecoder:
         self.mask, self.position = self.mask[index], self.position[index]
 
 
-def _product(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function x -> x Wᵀ, with W in the layout that the machine multiplies fastest."""
-    packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if not packs or weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-    linear = torch.ops.mkldnn._linear_pointwise.default  # looked up here, once, and not in every call
-    return lambda x: linear(x, packed, None, "none", [], "")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Runs the body of a `with` statement on `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with, the last token of each prompt not counted.
 
@@ -366,90 +344,50 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-class _Layer(NamedTuple):
-    """A layer of the decoder: the products of `llama.Layer` as functions, and its norms times sqrt(H)."""
-
-    norm_1: Tensor
-    qkv: Callable[[Tensor], Tensor]
-    out: Callable[[Tensor], Tensor]
-    norm_2: Tensor
-    gate_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor], Tensor]
-
-
 class LlamaDecoder:
-    """A fast decoder for models of the Llama architecture (`llama.fits`), with its own merged copy of the weights.
+    """A fast decoder for models of the Llama architecture (`llama.fits`).
 
     In the cache of the tokens written, each token of a sequence has a column. The column of a token that was taken back
     is used again by the next one.
 
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
-        dtype: of the copied weights and of the products.
+        dtype: of the products.
         adapter: as in `load`.
+        trunk: the frozen weights of the model in that dtype, if something else holds them already.
+        forward: makes a pass of a trunk for one part, perhaps together with those of other runs; None to make it alone.
     """
 
     takes_back = True
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, adapter: str | None = None):
-        causal = causal_model(model)
-        self.model, self.body, self.dtype, self.shape = model, causal.model, dtype, llama.shape(model)
-        self.device: torch.device = causal.lm_head.weight.device
-        self.head = _product(causal.lm_head.weight.detach().to(dtype))
-        # x / sqrt(mean(x^2) + epsilon) = sqrt(H) x / sqrt(|x|^2 + H epsilon): the norm in fewer operations.
-        size = causal.config.hidden_size
-        self.root, self.least = size**0.5, torch.tensor((size * self.shape.epsilon) ** 0.5, device=self.device)
-        self.norm = self.body.norm.weight.detach().float() * self.root
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        adapter: str | None = None,
+        trunk: Trunk | None = None,
+        forward: Callable[[Trunk, Part], Passed] | None = None,
+    ):
+        self.model, self.dtype, self.shape = causal_model(model).model, dtype, llama.shape(model)
+        self.trunk = trunk or Trunk(model, dtype)
+        self.device = self.trunk.device
+        self.forward = forward or (lambda trunk, part: trunk.forward([part])[0])
         self.load(adapter)
 
+    @torch.no_grad()
     def load(self, adapter: str | None) -> None:
-        """Copies the weights again, with a LoRA adapter merged in; None for the frozen base."""
-        self.layers: list[_Layer] = []  # drops the old copy before the new one is made
-        for layer in llama.layers(self.model, self.dtype, adapter):
-            self.layers.append(
-                _Layer(
-                    norm_1=layer.norm_1 * self.root,
-                    qkv=_product(layer.qkv),
-                    out=_product(layer.out),
-                    norm_2=layer.norm_2 * self.root,
-                    gate_up=_product(layer.gate_up),
-                    down=_product(layer.down),
-                )
-            )
+        """Takes the weights of a LoRA adapter as they are now; None for the frozen base."""
+        self.updates = [llama.low_rank(layer, adapter, self.dtype) for layer in self.model.layers]
+        self.lowest = next((i for i, update in enumerate(self.updates) if update), len(self.updates))
 
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Root-mean-square norm of rows [n, H], computed in float32; `weight` is scaled by sqrt(H)."""
-        size = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.least)
-        return (x / size).mul_(weight).to(self.dtype)
-
-    def _run(self, ids: Tensor, positions: Tensor, attention: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """The residual stream [T, H] behind all layers, in float32.
-
-        Args:
-            ids: token ids [T].
-            positions: of each token in its sequence [T].
-            attention: takes the number of a layer and its heads [T, heads + 2 kv_heads, width] in `cache_dtype`: scaled
-                queries, keys and values. Returns the output of attention for each token [T, heads * width].
-        """
-        x, half = self.body.embed_tokens(ids).float(), self.shape.width // 2
-        cos, sin = (t[0].unsqueeze(1) for t in self.body.rotary_emb(x, positions[None]))
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        # One multiplication rotates queries and keys, scales the queries and leaves the values as they are.
-        heads = [self.shape.heads, self.shape.kv_heads, self.shape.kv_heads]
-        factors = zip(heads, (self.shape.width**-0.5, 1.0, 0.0), strict=True)
-        turns = [(cos * f if f else torch.ones_like(cos), sin * f, n) for n, f in factors]
-        cos = torch.cat([c.expand(-1, n, -1) for c, _, n in turns], dim=1).to(self.cache_dtype)
-        sin = torch.cat([s.expand(-1, n, -1) for _, s, n in turns], dim=1).to(self.cache_dtype)
-        for i, layer in enumerate(self.layers):
-            h = layer.qkv(self._normed(x, layer.norm_1)).to(self.cache_dtype).view_as(cos)
-            x += layer.out(attention(i, (h * cos).addcmul_(h.roll(half, -1), sin)).to(self.dtype))
-            gate, up = layer.gate_up(self._normed(x, layer.norm_2)).chunk(2, dim=-1)
-            x += layer.down(F.silu(gate, inplace=True).mul_(up))
-        return x
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """Next-token logits [n, vocabulary] of rows of the residual stream [n, H]."""
-        return self.head(self._normed(x, self.norm))
+    def _pass(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Callable[[int, Tensor], Tensor],
+        wanted: Tensor | None = None,
+    ) -> Passed:
+        return self.forward(self.trunk, Part(ids, positions, attention, self.updates, wanted, self.lowest))
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -477,13 +415,13 @@ class LlamaDecoder:
         self.values: list[Tensor] = []
 
         def attention(_: int, heads: Tensor) -> Tensor:
-            q, k, v = heads.unsqueeze(0).split(heads_of, dim=2)
+            q, k, v = heads.to(self.cache_dtype).unsqueeze(0).split(heads_of, dim=2)
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             gathered = []
             if shared:
                 mask = unseen[:shared, :shared]
                 gathered.append(llama.attend(q[:, :shared], k[:, :, :shared], v[:, :, :shared], mask)[0])
-            cache = heads.new_zeros(2, self.shape.kv_heads, len(ends), longest, self.shape.width)
+            cache = q.new_zeros(2, self.shape.kv_heads, len(ends), longest, self.shape.width)
             for row, (start, stop) in enumerate(itertools.pairwise(stops)):
                 own = [torch.cat([t[:, :, :shared], t[:, :, start:stop]], dim=2) for t in (k, v)]
                 length = own[0].shape[2]
@@ -494,15 +432,19 @@ class LlamaDecoder:
             self.values.append(cache[1])
             return torch.cat(gathered)
 
-        x = self._run(ids, positions, attention)
+        logits, below = self._pass(ids, positions, attention, wanted=self._index(stops[1:]) - 1)
+        parts = [below[start:stop] for start, stop in itertools.pairwise(stops)]
+        # What `states_below` is made of, for each of the prompts; `origin` says which of them a row of the batch is.
+        of_prompts = [torch.cat([below[:shared], part]) for part in parts]
+        self.trails = [[of_prompts[prompt]] for prompt in self.prompts]
+        self.origin = list(range(len(prompts)))
         # Keys, then values of the tokens that are written from here on, for each layer: [2 kv_heads, batch, columns,
         # width].
-        empty = x.new_zeros(2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width, dtype=self.cache_dtype)
-        self.new = [empty.clone() for _ in self.layers]
+        size = 2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width
+        self.new = [torch.zeros(size, dtype=self.cache_dtype, device=self.device) for _ in self.updates]
         self.written = [0] * len(prompts)  # columns of each sequence that are in use
         self._arrange()
-        last = self._index(stops[1:]) - 1
-        return self._logits(x[last])[self._index(self.prompts)]
+        return logits[self._index(self.prompts)]
 
     def _arrange(self) -> None:
         """Arranges the prompts' keys and values for the rows that are left.
@@ -551,6 +493,7 @@ class LlamaDecoder:
         Returns:
             [T, heads * width].
         """
+        heads = heads.to(self.cache_dtype)
         batch, kv_heads, width = len(self.written), self.shape.kv_heads, self.shape.width
         group = self.shape.heads // kv_heads
         self.new[i][:, place.rows, place.columns] = heads[:, self.shape.heads :].transpose(0, 1)
@@ -613,16 +556,22 @@ class LlamaDecoder:
         alone = self.device.type == "cpu" and size * most <= _SERIAL
 
         def attention(i: int, heads: Tensor) -> Tensor:
-            with _threads(1) if alone else nullcontext():
+            with threads(1) if alone else nullcontext():
                 return self._gather(i, heads, place)
 
-        logits = self._logits(self._run(self._index([t for row in tokens for t in row]), positions, attention))
+        logits, below = self._pass(self._index([t for row in tokens for t in row]), positions, attention)
         self.written = [w + c for w, c in zip(self.written, counts, strict=True)]
+        if len(below):
+            for origin, part in zip(self.origin, below.split(counts), strict=True):
+                self.trails[origin].append(part)
         return logits
 
     def take_back(self, counts: Sequence[int]) -> None:
         """See `Decoder.take_back`."""
         self.written = [w - c for w, c in zip(self.written, counts, strict=True)]
+        for origin, count in zip(self.origin, counts, strict=True):
+            last = self.trails[origin][-1]
+            self.trails[origin][-1] = last[: len(last) - count]
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -630,7 +579,17 @@ class LlamaDecoder:
         index = self._index(rows)
         self.new = [t.index_select(1, index) for t in self.new]
         self.prompts, self.written = [self.prompts[row] for row in rows], [self.written[row] for row in rows]
+        self.origin = [self.origin[row] for row in rows]
         self._arrange()
+
+    def states_below(self, row: int, tokens: int) -> Tensor:
+        """[tokens, H] the residual stream in front of the adapted layers, which is the same for all roles.
+
+        Args:
+            row: which of the prompts given to `prefill`.
+            tokens: how many tokens of the sequence, prompt included.
+        """
+        return torch.cat(self.trails[row])[:tokens]
 
 
 @dataclass(frozen=True)

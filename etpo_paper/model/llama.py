@@ -107,39 +107,37 @@ def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def layers(model: nn.Module, dtype: torch.dtype, adapter: str | None = None) -> Iterator[Layer]:
-    """The weights of all layers in `dtype`, with the LoRA adapter merged in.
+def layers(model: nn.Module, dtype: torch.dtype) -> Iterator[Layer]:
+    """The frozen weights of all layers in `dtype`; norms are float32.
 
-    Weights that the adapter does not change are shared with a model of the same dtype and must not be written to.
+    They are shared with a model of the same dtype and must not be written to.
 
     Args:
-        model: for which `fits` holds, plain or wrapped by peft.
-        dtype: of the weights; norms are float32.
-        adapter: name of the adapter; None for the frozen base.
+        model: for which `fits` holds, plain or wrapped by peft; its adapters are left out.
+        dtype: of the weights.
     """
-
-    def merged(linears: Sequence[Any]) -> Tensor:
-        bases = [getattr(linear, "base_layer", linear).weight for linear in linears]
-        if adapter is None or not any(adapter in getattr(linear, "lora_A", {}) for linear in linears):
-            return _joined(bases, dtype)
-        updates = [linear.get_delta_weight(adapter).float() for linear in linears]
-        return torch.cat([(b.float() + u).to(dtype) for b, u in zip(bases, updates, strict=True)])
-
     for layer in causal_model(model).model.layers:
+        products = {
+            name: _joined([getattr(linear, "base_layer", linear).weight for linear in linears], dtype)
+            for name, linears in _products(layer).items()
+        }
         yield Layer(
-            norm_1=layer.input_layernorm.weight.float(),
-            norm_2=layer.post_attention_layernorm.weight.float(),
-            **{name: merged(linears) for name, linears in _products(layer).items()},
+            norm_1=layer.input_layernorm.weight.float(), norm_2=layer.post_attention_layernorm.weight.float(), **products
         )
 
 
-def low_rank(layer: Any, adapter: str, dtype: torch.dtype) -> dict[str, LowRank]:
+def low_rank(layer: Any, adapter: str | None, dtype: torch.dtype) -> dict[str, LowRank]:
     """The LoRA adapter of a layer's joined products, by name, in `dtype`; gradients reach peft's parameters.
 
     Joined products share their input, so their matrices A are stacked, and their matrices B form a block diagonal.
+    Empty for the frozen base, None, and for a layer without that adapter.
     """
-    updates = {}
+    updates: dict[str, LowRank] = {}
+    if adapter is None:
+        return updates
     for name, linears in _products(layer).items():
+        if adapter not in getattr(linears[0], "lora_A", {}):
+            continue
         a = torch.cat([linear.lora_A[adapter].weight for linear in linears])
         b = torch.block_diag(*(linear.lora_B[adapter].weight * linear.scaling[adapter] for linear in linears))
         updates[name] = LowRank(a.to(dtype), b.to(dtype))
@@ -275,14 +273,15 @@ class Body:
     Args:
         model: a `LlamaForCausalLM`, plain or wrapped by peft.
         dtype: of the products.
+        frozen: what `layers` returns for them, if something else holds it already.
 
     Attributes:
         lowest: number of the lowest layer that has adapters.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, frozen: list[Layer] | None = None):
         self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
-        self.layers = list(layers(model, dtype))
+        self.layers = list(layers(model, dtype)) if frozen is None else frozen
         adapted = [bool(getattr(layer.self_attn.q_proj, "lora_A", ())) for layer in self.model.layers]
         self.lowest = adapted.index(True) if True in adapted else len(adapted)
 
@@ -351,8 +350,7 @@ class Body:
 
         again = torch.is_grad_enabled() and BYTES_KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
         for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):
-            update = {} if adapter is None else low_rank(layer, adapter, self.dtype)
-            arguments = x, weights, update, cos, sin, self.shape, attention
+            arguments = x, weights, low_rank(layer, adapter, self.dtype), cos, sin, self.shape, attention
             if again:
                 x = checkpoint(run_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -11,6 +11,7 @@ a frozen model in evaluation mode.
 fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -217,6 +218,12 @@ def load_model(
     _check_gives_back(tokenizer, source)
     model.requires_grad_(False)
     return model.eval().to(device), tokenizer, card
+
+
+def twin(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Modules of their own with the weights of a model, which memory holds once: for adapters of another run."""
+    weights = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":

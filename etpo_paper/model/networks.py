@@ -25,6 +25,7 @@ from etpo_paper.model import llama
 from etpo_paper.model.batches import LanguageBatch, Sequences, alone, micro_batches
 from etpo_paper.model.head import dueling_terms, own_dueling_terms, statistics, streamed
 from etpo_paper.model.output import output_weight
+from etpo_paper.model.trunk import Trunk
 
 ADAPTERS = ("policy", "critic", "target_critic")
 KEPT = 8  # micro-batches at most for which intermediate states are kept for another role or another pass
@@ -67,6 +68,7 @@ class LanguageModelNetworks:
         momentum: first beta of AdamW.
         grad_norm: gradient norm at which a step is clipped.
         micro_batch_tokens: tokens in memory at once.
+        trunk: the frozen weights of the model in that precision, if other runs of the process hold them already.
 
     Raises:
         UserError: the model has a head that is not one matrix (see `output`), or `layers` is negative.
@@ -84,6 +86,7 @@ class LanguageModelNetworks:
         momentum: float,
         grad_norm: float,
         micro_batch_tokens: int,
+        trunk: Trunk | None = None,
     ):
         self.momentum, self.grad_norm, self.micro_batch_tokens = momentum, grad_norm, micro_batch_tokens
         self.trainable = rank is not None
@@ -113,10 +116,14 @@ class LanguageModelNetworks:
             self._mark_trainable()
             self.polyak_update("critic", "target_critic", 0.0)
         self.model = adapted.eval()  # no dropout anywhere: a pass depends on its input alone
-        self._body = llama.Body(adapted, self.compute_dtype) if llama.fits(adapted) else None
+        self.trunk, self._body = None, None
+        if llama.fits(adapted):
+            self.trunk = trunk or Trunk(adapted, self.compute_dtype)
+            self._body = llama.Body(adapted, self.compute_dtype, self.trunk.layers)
         # States that several roles or passes need, of the last micro-batches that are still alive.
         self._below: weakref.WeakKeyDictionary[Sequences, Tensor] = weakref.WeakKeyDictionary()
         self._reference: weakref.WeakKeyDictionary[Sequences, Tensor] = weakref.WeakKeyDictionary()
+        self._written: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}  # see `remember`
 
     @property
     def device(self) -> torch.device:
@@ -132,6 +139,20 @@ class LanguageModelNetworks:
     def state_batches(self, states: Iterable[tuple[int, ...]]) -> list[LanguageBatch]:
         """See `Networks.state_batches`."""
         return self.batches(alone(states))
+
+    def remember(self, prompt: tuple[int, ...], action: tuple[int, ...], below: Tensor) -> None:
+        """Keeps what the decoder computed for all roles, until `forget`, so that an update does not compute it again.
+
+        Args:
+            prompt: token ids.
+            action: token ids.
+            below: [prompt + action - 1, H] the residual stream in front of the adapted layers (`Body.below`).
+        """
+        self._written[prompt, action] = below
+
+    def forget(self) -> None:
+        """Drops what `remember` kept."""
+        self._written.clear()
 
     # Roles ------------------------------------------------------------------------------------------------------
 
@@ -187,12 +208,21 @@ class LanguageModelNetworks:
                 adapter = role if self.trainable and role != "reference" else None
                 if sequences not in self._below:
                     self._make_room(self._below)
-                    self._below[sequences] = self._body.below(sequences.prefix, sequences.ids)
+                    self._below[sequences] = self._states_below(self._body, sequences)
                 out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])
             else:
                 with self.switched_to(role):
                     out = self._transformers_hidden(sequences)
             return out[sequences.rows, sequences.columns]
+
+    def _states_below(self, body: llama.Body, sequences: Sequences) -> Tensor:
+        """`Body.below`, put together from what is remembered if that holds all of the sequences."""
+        if not all(pair in self._written for pair in sequences.pairs):
+            return body.below(sequences.prefix, sequences.ids)
+        shared, longest = len(sequences.prefix), sequences.ids.shape[1]
+        rows = [self._written[pair] for pair in sequences.pairs]
+        padded = [nn.functional.pad(r[shared:], (0, 0, 0, longest + shared - len(r))) for r in rows]
+        return torch.cat([rows[0][:shared], *padded])
 
     @staticmethod
     def _make_room(kept: weakref.WeakKeyDictionary[Sequences, Tensor]) -> None:

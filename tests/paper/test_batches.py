@@ -25,13 +25,13 @@ def test_positions_are_those_that_the_action_tokens_are_drawn_from(sequences):
     assert sequences.rows.tolist() == [0, 0, 0, 0, 1]
     assert sequences.columns.tolist() == [2, 3, 4, 5, 4]
     assert sequences.prefix.tolist() == []
-    assert sequences.ids.tolist() == [[1, 2, 3, 9, 10, 11, 12], [4, 5, 6, 7, 8, 13, 0]]
+    assert sequences.ids.tolist() == [[1, 2, 3, 9, 10, 11], [4, 5, 6, 7, 8, 0]]
 
 
 def test_what_all_prompts_begin_with_is_held_once():
     packed = Sequences.of([(1, 2, 3), (1, 2, 4, 5)], [(6,), (7, 8)], "cpu")
     assert packed.prefix.tolist() == [1, 2]
-    assert packed.ids.tolist() == [[3, 6, 0, 0], [4, 5, 7, 8]]
+    assert packed.ids.tolist() == [[3, 0, 0], [4, 5, 7]]
     assert packed.columns.tolist() == [0, 1, 2]
 
 
@@ -57,7 +57,7 @@ def test_equal_sequences_are_held_once():
     # The same action behind another prompt, and another action behind the same prompt, are sequences of their own.
     batch = batch_of([(1, 2), (1, 2), (1, 3), (1, 2)], [(6, 7), (8,), (6, 7), (6, 7)])
     packed = batch.sequences
-    assert packed.ids.tolist() == [[2, 6, 7], [2, 8, 0], [3, 6, 7]]
+    assert packed.ids.tolist() == [[2, 6], [2, 0], [3, 6]]
     assert packed.tokens.tolist() == [6, 7, 8, 6, 7] and packed.lengths.tolist() == [2, 1, 2, 2]
     assert packed.copies.tolist() == [0, 1, 2, 3, 4, 0, 1]
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])

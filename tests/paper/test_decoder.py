@@ -75,8 +75,8 @@ def test_several_tokens_at_once_and_taken_back_leave_what_transformers_computes(
 def test_equal_prompts_and_a_common_beginning_are_read_once(decoders, monkeypatch):
     ours, _ = decoders
     seen = []
-    run = ours._run
-    monkeypatch.setattr(ours, "_run", lambda ids, *rest: seen.append(ids.tolist()) or run(ids, *rest))
+    forward = ours.forward
+    monkeypatch.setattr(ours, "forward", lambda trunk, part: seen.append(part.ids.tolist()) or forward(trunk, part))
     ours.prefill([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 4]])
     assert seen == [[1, 2, 3, 4, 5]]
     assert ours.blocks * ours.read_keys[0].shape[2] <= 2 * 4  # and their keys are held once
@@ -98,7 +98,7 @@ def test_lower_precision_stays_close(tiny_language_model, monkeypatch, exact_up_
         assert (a - b).norm() / a.norm() < 0.03
 
 
-def test_adapter_is_merged_into_the_copy_only(make_agent):
+def test_adapter_is_added_and_the_model_is_left_alone(make_agent):
     networks = make_agent().networks
     with torch.no_grad():
         for parameter in networks.parameters("policy"):

@@ -1,0 +1,101 @@
+"""Functions that run one at a time and whose requests are answered together.
+
+Each run of a group is written as if it were alone: it draws a batch, learns from it, and so on. `Lockstep` gives each
+a thread, but lets only one of them go on at any moment: until it asks for something, for instance a pass of the model
+over its tokens. When all have asked or ended, all requests are answered at once, and the first goes on. The order never
+depends on how fast anything is, so a group does the same every time.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Ask = Callable[[Request], Answer]
+
+
+class Stopped(BaseException):
+    """Raised in a function that is not to go on, because the others were interrupted."""
+
+
+class Lockstep(Generic[Request, Answer]):
+    """Runs functions whose requests are answered together.
+
+    Args:
+        answer: takes the requests of all functions that have not ended, in their order, and returns as many answers.
+    """
+
+    def __init__(self, answer: Callable[[list[Request]], Sequence[Answer]]):
+        self._answer = answer
+
+    def run(self, functions: Sequence[Callable[[Ask[Request, Answer]], None]]) -> list[Exception | None]:
+        """Calls each function with another one, `ask`, that takes a request and returns its answer.
+
+        Returns:
+            For each function the exception that ended it, or None. An exception of one does not disturb the others.
+
+        Raises:
+            BaseException: whatever `answer` raises, and KeyboardInterrupt; the functions are stopped first, each at the
+                next request that it makes.
+        """
+        members = [_Member(function) for function in functions]
+        asking: list[_Member[Request, Answer]] = []
+        try:
+            asking = [m for m in members if m.begin()]
+            while asking:
+                answers = self._answer([m.request for m in asking])
+                asking = [m for m, given in zip(asking, answers, strict=True) if m.go_on(given)]
+        except BaseException:
+            for member in members:
+                member.stop()
+            raise
+        return [member.error for member in members]
+
+
+class _Member(Generic[Request, Answer]):
+    """One function in a thread of its own."""
+
+    request: Request
+
+    def __init__(self, function: Callable[[Ask[Request, Answer]], None]):
+        self.error: Exception | None = None
+        self._function = function
+        self._answers: queue.SimpleQueue[Answer | Stopped] = queue.SimpleQueue()
+        self._pauses: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether it has asked; False when it has ended
+        self._thread = threading.Thread(target=self._work)
+
+    def begin(self) -> bool:
+        """Runs the function up to its first request; whether there is one."""
+        self._thread.start()
+        return self._pauses.get()
+
+    def go_on(self, answer: Answer) -> bool:
+        """Runs the function up to its next request; whether there is one."""
+        self._answers.put(answer)
+        return self._pauses.get()
+
+    def stop(self) -> None:
+        """Ends the function at its next request, or where it waits for an answer, and waits until it has ended."""
+        self._answers.put(Stopped())
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._function(self._ask)
+        except Stopped:
+            pass
+        except Exception as error:
+            self.error = error
+        finally:
+            self._pauses.put(False)
+
+    def _ask(self, request: Request) -> Answer:
+        self.request = request
+        self._pauses.put(True)
+        answer = self._answers.get()
+        if isinstance(answer, Stopped):
+            raise answer
+        return answer
