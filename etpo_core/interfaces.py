@@ -82,11 +82,11 @@ B = TypeVar("B", bound=Batch)
 
 
 class PolicyTerms(NamedTuple):
-    """What the policy says of a batch; no gradient.
+    """What the policy says of a batch.
 
     Attributes:
         log_prob: [B, T] log π of the tokens taken.
-        kl: [B, T] KL[π‖ρ] of the next token over the whole vocabulary, in nats.
+        kl: [B, T] KL[π‖ρ] of the next token over the whole vocabulary, in nats; no gradient.
     """
 
     log_prob: Tensor
@@ -141,8 +141,8 @@ class Networks(Protocol[B]):
     def state_batches(self, states: Iterable[tuple[int, ...]]) -> list[B]:
         """Micro-batches of states to be evaluated at their empty prefix (T is 1); row i is `transitions[i].prompt`."""
 
-    def evaluate(self, batch: B) -> PolicyTerms:
-        """log π of the tokens taken and KL[π‖ρ], without a gradient."""
+    def evaluate(self, batch: B, grad: bool = False) -> PolicyTerms:
+        """log π of the tokens taken, with a gradient into the policy if `grad`, and KL[π‖ρ]."""
 
     def log_prob(self, batch: B, role: str, grad: bool = False) -> Tensor:
         """[B, T] log-probability of the tokens taken under a role, with a gradient into it if `grad`."""

@@ -60,8 +60,10 @@ class PPOKL:
         features, old_log_probs, log_ratios, kl = [], [], [], 0.0
         for batch in batches:
             features.append(networks.features(batch)[:, 0])
-            terms = networks.evaluate(batch)
-            old_log_probs.append(terms.log_prob.sum(-1))
+            # One graph at a time fits in memory, and that of the last micro-batch serves the first pass as well.
+            terms = networks.evaluate(batch, grad=batch is batches[-1])
+            known = terms.log_prob.sum(-1)
+            old_log_probs.append(known.detach())
             log_ratios.append(old_log_probs[-1] - networks.log_prob(batch, "reference").sum(-1))
             kl += float(batch.flat(terms.kl).sum())
         state = torch.cat(features)
@@ -72,9 +74,12 @@ class PPOKL:
         sizes = [len(batch.transitions) for batch in batches]
         weights = self._normalised(advantage).split(sizes)
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": kl}
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
             for batch, old, weight in zip(batches, old_log_probs, weights, strict=True):
-                log_prob = networks.log_prob(batch, "policy", grad=True).sum(-1)
+                if epoch == 0 and batch is batches[-1]:
+                    log_prob = known
+                else:
+                    log_prob = networks.log_prob(batch, "policy", grad=True).sum(-1)
                 loss = ppo_clipped_loss(log_prob, old, weight, self.clip)
                 (loss.sum() / len(transitions)).backward()
                 sums["policy_loss"] += float(loss.detach().sum())

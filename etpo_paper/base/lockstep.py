@@ -37,8 +37,8 @@ class Lockstep(Generic[Request, Answer]):
             For each function the exception that ended it, or None. An exception of one does not disturb the others.
 
         Raises:
-            BaseException: whatever `answer` raises, and KeyboardInterrupt; the functions are stopped first, each at the
-                next request that it makes.
+            BaseException: whatever `answer` raises, and what is no Exception, such as KeyboardInterrupt; the functions
+                are stopped first, each at the next request that it makes.
         """
         members = [_Member(function) for function in functions]
         asking: list[_Member[Request, Answer]] = []
@@ -51,7 +51,7 @@ class Lockstep(Generic[Request, Answer]):
             for member in members:
                 member.stop()
             raise
-        return [member.error for member in members]
+        return [m.error for m in members if m.error is None or isinstance(m.error, Exception)]
 
 
 class _Member(Generic[Request, Answer]):
@@ -60,7 +60,7 @@ class _Member(Generic[Request, Answer]):
     request: Request
 
     def __init__(self, function: Callable[[Ask[Request, Answer]], None]):
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._function = function
         self._answers: queue.SimpleQueue[Answer | Stopped] = queue.SimpleQueue()
         self._pauses: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether it has asked; False when it has ended
@@ -69,12 +69,18 @@ class _Member(Generic[Request, Answer]):
     def begin(self) -> bool:
         """Runs the function up to its first request; whether there is one."""
         self._thread.start()
-        return self._pauses.get()
+        return self._asks()
 
     def go_on(self, answer: Answer) -> bool:
         """Runs the function up to its next request; whether there is one."""
         self._answers.put(answer)
-        return self._pauses.get()
+        return self._asks()
+
+    def _asks(self) -> bool:
+        asks = self._pauses.get()
+        if self.error is not None and not isinstance(self.error, Exception):
+            raise self.error
+        return asks
 
     def stop(self) -> None:
         """Ends the function at its next request, or where it waits for an answer, and waits until it has ended."""
@@ -87,10 +93,9 @@ class _Member(Generic[Request, Answer]):
             self._function(self._ask)
         except Stopped:
             pass
-        except Exception as error:
+        except BaseException as error:
             self.error = error
-        finally:
-            self._pauses.put(False)
+        self._pauses.put(False)
 
     def _ask(self, request: Request) -> Answer:
         self.request = request

@@ -245,10 +245,10 @@ class LanguageModelNetworks:
 
     # What they say of a batch -----------------------------------------------------------------------------------
 
-    def evaluate(self, batch: LanguageBatch) -> PolicyTerms:
+    def evaluate(self, batch: LanguageBatch, grad: bool = False) -> PolicyTerms:
         """See `Networks.evaluate`."""
         sequences = batch.sequences
-        reference, policy = self.hidden("reference", sequences), self.hidden("policy", sequences)
+        reference, policy = self.hidden("reference", sequences), self.hidden("policy", sequences, grad)
         found = statistics(policy, self.head_weight, reference=reference, tokens=sequences.tokens)
         return PolicyTerms(batch.spread(found.log_prob), batch.spread(found.kl))
 

@@ -98,11 +98,11 @@ class TabularNetworks:
         with torch.set_grad_enabled(grad):
             return logits + self._tables[role][batch.rows]
 
-    def evaluate(self, batch: TabularBatch) -> PolicyTerms:
+    def evaluate(self, batch: TabularBatch, grad: bool = False) -> PolicyTerms:
         """See `Networks.evaluate`."""
-        policy, reference = self._logits("policy", batch), self._logits("reference", batch)
+        policy, reference = self._logits("policy", batch, grad), self._logits("reference", batch)
         log_prob = token_log_prob(policy, batch.tokens)
-        return PolicyTerms(batch.padded(log_prob), batch.padded(kl_divergence(policy, reference)))
+        return PolicyTerms(batch.padded(log_prob), batch.padded(kl_divergence(policy.detach(), reference)))
 
     def log_prob(self, batch: TabularBatch, role: str, grad: bool = False) -> Tensor:
         """See `Networks.log_prob`."""
