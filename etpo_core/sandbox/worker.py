@@ -259,9 +259,7 @@ class Worker:
     def _finish(self, talk: "_Conversation", patient: bool) -> tuple[int, int, float]:
         """Has the child killed, whatever it still does; returns the flag, wait status and CPU seconds of its end."""
         try:
-            if (
-                patient
-            ):  # the child closed its end of the channel: most likely it is dying, and the cause is of interest
+            if patient:  # the child closed its end of the channel: it is probably dying, and the cause is of interest
                 with suppress(TimeoutError):
                     return self._report(wire.ENDED, 1.0)
             self._control.sendall(wire.REQUEST.pack(wire.KILL, 0.0, 0))
