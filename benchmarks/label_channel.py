@@ -15,6 +15,12 @@ many runs, beside honest ones. On each of the 14 tables each program is evaluate
 deviation, and "found" the share of evaluations in which the program is held to carry labels.
 
     python -m benchmarks.label_channel --carried --csv carried_labels.csv
+
+`--numbers` measures a third way: what a child learns of those before it from the number of its process, which machine
+code can read where the C library (glibc on x86-64) keeps it. One program starts 0 to 15 threads one after the other,
+which is 4 bits, and the next one reads its number. "bits" is the mutual information of the two, at tiers A and B.
+
+    python -m benchmarks.label_channel --numbers --csv process_numbers.csv
 """
 
 import argparse
@@ -28,8 +34,9 @@ from sklearn.metrics import mutual_info_score
 from tqdm import tqdm
 
 from etpo_core.errors import one_line_errors
-from etpo_core.sandbox import Limits, SandboxPool, Status
+from etpo_core.sandbox import Limits, SandboxPool, Status, Tier
 from etpo_core.sandbox.scoring import make_split
+from etpo_core.sandbox.worker import Ending
 from etpo_paper.data.tasks import TASKS
 from etpo_paper.measure import evaluation
 from etpo_paper.report import results
@@ -78,6 +85,46 @@ def build_model(x_train, y_train):
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the rows whose labels a program carries
 EVALUATIONS, SPLITS = 4, 10
 
+SENDER = """import threading
+def build_model(x_train, y_train):
+    for _ in range({count}):
+        thread = threading.Thread()
+        thread.start()
+        thread.join()
+"""
+RECEIVER = """import ctypes, threading
+import numpy as np
+class Model:
+    classes_ = np.array([0, 1])
+    def predict_proba(self, x):
+        return np.full((len(x), 2), ctypes.c_int.from_address(threading.get_ident() + 0x2d0).value)
+def build_model(x_train, y_train):
+    return Model()
+"""
+
+
+def numbers(tier: Tier, runs: int) -> dict[str, object]:
+    """The row of a tier in the table about numbers of processes."""
+    rng = np.random.default_rng(0)
+    split = make_split(rng.normal(size=(ROWS, 2)), rng.integers(0, 2, ROWS), 0)
+    with SandboxPool(1, tier=tier) as pool:
+
+        def run(source: str) -> Ending:
+            return pool._workers[0].run(source.encode(), split, 0, pool.limits)
+
+        def read() -> int:
+            return int(np.frombuffer(run(RECEIVER).table)[0])
+
+        sent = rng.integers(0, 16, runs)
+        before, learned = read(), []
+        for count in tqdm(sent, unit="run"):
+            run(SENDER.format(count=count))
+            after = read()
+            learned.append(after - before)
+            before = after
+    bits = mutual_info_score(sent, learned) / np.log(2)
+    return {"tier": str(tier), "runs": runs, "bits sent": 4, "bits": round(bits, 3), "last number": before}
+
 
 def carried(pool: SandboxPool) -> list[dict[str, object]]:
     """The table about carried labels: a row for each program."""
@@ -123,11 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--carried", action="store_true", help="measure labels carried in programs instead")
+    parser.add_argument("--numbers", action="store_true", help="measure numbers of processes instead")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     if arguments.carried:
         with SandboxPool(2, Limits(source_bytes=2**20)) as pool:
             rows = carried(pool)
+    elif arguments.numbers:
+        rows = [numbers(tier, arguments.runs) for tier in (Tier.A, Tier.B)]
     else:
         total = len(TRIED) * arguments.runs
         with SandboxPool(1, Limits(cpu_s=0.2, wall_s=5.0)) as pool, tqdm(total=total, unit="run") as bar:
