@@ -74,19 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with entry.one_line_errors():
         runs = list(dict.fromkeys(named(arguments.scale, text) for text in arguments.runs))
-        errors = dict(zip(runs, make(runs), strict=True))
-        for run, error in errors.items():
-            if error is not None and not isinstance(error, UserError):
+        errors = {run: error for run, error in zip(runs, make(runs), strict=True) if error is not None}
+        for error in errors.values():
+            if not isinstance(error, UserError):
                 raise error
-        failed = [(run, error) for run, error in errors.items() if error is not None]
-        for run, error in failed[1:]:
-            print(f"error: {run.folder}: {error}", file=sys.stderr)
-        if any(not isinstance(error, HeldError) for _, error in failed):
-            run, error = next((r, e) for r, e in failed if not isinstance(e, HeldError))
-            raise UserError(f"{run.folder}: {error}")
-        if failed:
-            print(f"error: {failed[0][1]}", file=sys.stderr)
-            sys.exit(HELD)
+        for run, error in errors.items():
+            print(
+                f"error: {error}" if isinstance(error, HeldError) else f"error: {run.folder}: {error}", file=sys.stderr
+            )
+        if errors:
+            sys.exit(HELD if all(isinstance(error, HeldError) for error in errors.values()) else 2)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 An action is one decision. Its reward is r - β KL[π‖ρ], its advantage is the same for each of its tokens, and the
 clipped ratio is that of the whole action's probability. The KL is estimated by log π(a|s) - log ρ(a|s) of the action
-that was drawn. Its mean is KL[π‖ρ](s); unlike the full divergence, which is one number for a state whatever is drawn
-there, it differs from action to action, so the policy's gradient depends on it. V(s) is a scalar head on the
-reference's features at the end of the prompt.
+drawn, whose mean is KL[π‖ρ](s). Unlike the full divergence, which is one number for a state, it differs from action to
+action, so the policy's gradient depends on it. V(s) is a scalar head on the reference's features at the prompt's end.
 """
 
 from collections.abc import Sequence
@@ -54,16 +53,14 @@ class PPOKL:
 
     def update(self, transitions: Sequence[Transition]) -> UpdateResult:
         """`epochs` passes over a batch; ratios are taken against the policy before the first. See `Method.update`."""
-        networks, reducer = self.networks, self.reducer
-        policy_optimiser, value_optimiser = self.optimisers
+        networks, reducer, (policy_optimiser, value_optimiser) = self.networks, self.reducer, self.optimisers
         batches = networks.batches(reducer.share(transitions))
         features, old_log_probs, log_ratios, kl = [], [], [], 0.0
         for batch in batches:
             features.append(networks.features(batch)[:, 0])
             # One graph at a time fits in memory, and that of the last micro-batch serves the first pass as well.
             terms = networks.evaluate(batch, grad=batch is batches[-1])
-            known = terms.log_prob.sum(-1)
-            old_log_probs.append(known.detach())
+            old_log_probs.append(terms.log_prob.detach().sum(-1))
             log_ratios.append(old_log_probs[-1] - networks.log_prob(batch, "reference").sum(-1))
             kl += float(batch.flat(terms.kl).sum())
         state = torch.cat(features)
@@ -76,11 +73,9 @@ class PPOKL:
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": kl}
         for epoch in range(self.epochs):
             for batch, old, weight in zip(batches, old_log_probs, weights, strict=True):
-                if epoch == 0 and batch is batches[-1]:
-                    log_prob = known
-                else:
-                    log_prob = networks.log_prob(batch, "policy", grad=True).sum(-1)
-                loss = ppo_clipped_loss(log_prob, old, weight, self.clip)
+                known = epoch == 0 and batch is batches[-1]
+                log_prob = terms.log_prob if known else networks.log_prob(batch, "policy", grad=True)
+                loss = ppo_clipped_loss(log_prob.sum(-1), old, weight, self.clip)
                 (loss.sum() / len(transitions)).backward()
                 sums["policy_loss"] += float(loss.detach().sum())
             self._learn_besides(len(transitions))

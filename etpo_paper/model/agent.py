@@ -70,9 +70,7 @@ class Agent:
         if isinstance(self._decoder, LlamaDecoder):
             self._decoder.load(adapter)
         elif llama.fits(networks.model):
-            self._decoder = LlamaDecoder(
-                networks.model, networks.compute_dtype, adapter, networks.trunk, self._forward
-            )
+            self._decoder = LlamaDecoder(networks.model, networks.compute_dtype, adapter, networks.trunk, self._forward)
         else:
             self._decoder = TransformersDecoder(networks.model)
 

@@ -440,8 +440,8 @@ class LlamaDecoder:
         self.origin = list(range(len(prompts)))
         # Keys, then values of the tokens that are written from here on, for each layer: [2 kv_heads, batch, columns,
         # width].
-        size = 2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width
-        self.new = [torch.zeros(size, dtype=self.cache_dtype, device=self.device) for _ in self.updates]
+        empty = 2 * self.shape.kv_heads, len(prompts), _COLUMNS, self.shape.width
+        self.new = [torch.zeros(empty, dtype=self.cache_dtype, device=self.device) for _ in self.updates]
         self.written = [0] * len(prompts)  # columns of each sequence that are in use
         self._arrange()
         return logits[self._index(self.prompts)]

@@ -121,9 +121,8 @@ def layers(model: nn.Module, dtype: torch.dtype) -> Iterator[Layer]:
             name: _joined([getattr(linear, "base_layer", linear).weight for linear in linears], dtype)
             for name, linears in _products(layer).items()
         }
-        yield Layer(
-            norm_1=layer.input_layernorm.weight.float(), norm_2=layer.post_attention_layernorm.weight.float(), **products
-        )
+        norms = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()
+        yield Layer(norm_1=norms[0], norm_2=norms[1], **products)
 
 
 def low_rank(layer: Any, adapter: str | None, dtype: torch.dtype) -> dict[str, LowRank]:

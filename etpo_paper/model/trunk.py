@@ -181,7 +181,8 @@ class Trunk:
             x += product("out", torch.cat(gathered).to(self.dtype))
             gate, up = product("gate_up", self._normed(x, layer.norm_2)).chunk(2, dim=-1)
             x += product("down", F.silu(gate, inplace=True).mul_(up))
-        wanted = [rows if part.wanted is None else rows[part.wanted] for part, rows in zip(parts, x.split(sizes), strict=True)]
+        every = zip(parts, x.split(sizes), strict=True)
+        wanted = [rows if part.wanted is None else rows[part.wanted] for part, rows in every]
         logits = self._blocked(self._head, self._normed(torch.cat(wanted), self._norm_weight.float() * self._root))
         return [Passed(*pair) for pair in zip(logits.split([len(rows) for rows in wanted]), below, strict=True)]
 
@@ -221,16 +222,14 @@ def row_rule(products: Sequence[tuple[Product, Tensor]]) -> Rows:
                     return False
         return True
 
-    counts = {1, len(os.sched_getaffinity(0))}
     for rule in _RULES:
-        if all(_with_threads(count, lambda rule=rule: same(rule)) for count in counts):
+        found = []
+        for count in {1, len(os.sched_getaffinity(0))}:
+            with threads(count):
+                found.append(same(rule))
+        if all(found):
             return rule
     return Rows(1, None, False)
-
-
-def _with_threads(count: int, function: Callable[[], bool]) -> bool:
-    with threads(count):
-        return function()
 
 
 def packed(weight: Tensor) -> Product:

@@ -40,7 +40,8 @@ def written(decoder, prompts, seed):
     for _ in range(2):
         actions = sample(decoder, prompts, 3, 25, generator, drafts=drafts)
         drafts.observe(a.tokens for a in actions)
-        below = [decoder.states_below(i, len(p) + len(a.tokens) - 1) for i, (p, a) in enumerate(zip(prompts, actions))]
+        pairs = zip(prompts, actions, strict=True)
+        below = [decoder.states_below(i, len(p) + len(a.tokens) - 1) for i, (p, a) in enumerate(pairs)]
         found.append((actions, below))
     return found
 
@@ -61,9 +62,7 @@ def together(decoders, which):
 
 
 def equal(one, other):
-    return all(
-        a == b and all(map(torch.equal, x, y)) for (a, x), (b, y) in zip(one, other, strict=True)
-    )
+    return all(a == b and all(map(torch.equal, x, y)) for (a, x), (b, y) in zip(one, other, strict=True))
 
 
 def test_a_run_is_the_same_in_any_company(runs):
