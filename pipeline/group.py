@@ -16,6 +16,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import HELD, HeldError
 from etpo_paper.base.lockstep import Ask, Lockstep
+from etpo_paper.base.machine import one_heap
 from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import check_task
 from etpo_paper.model.trunk import Part, Passed, Trunk
@@ -38,6 +39,7 @@ def make(runs: Sequence[Run]) -> list[Exception | None]:
         raise UserError("a group of runs is made by one process; start it without torchrun")
     settings = {run: resolve(run.scale, run.method) for run in runs}
     steps = sum(of_run.training.env_steps for of_run in settings.values())
+    one_heap()
     with Common(steps, counted(len(runs), "run")) as common:
 
         def job(run: Run, of_run: Settings) -> Callable[[Ask[Request, Passed]], None]:

@@ -69,10 +69,10 @@ class PPOKL:
             returns = reward + self.gamma * self._next_value(batches, state)
             advantage = returns - networks.value(state)
         sizes = [len(batch.transitions) for batch in batches]
-        weights = self._normalised(advantage).split(sizes)
+        rows = list(zip(batches, old_log_probs, self._normalised(advantage).split(sizes), strict=True))
         sums = {"policy_loss": 0.0, "critic_loss": 0.0, "kl": kl}
         for epoch in range(self.epochs):
-            for batch, old, weight in zip(batches, old_log_probs, weights, strict=True):
+            for batch, old, weight in reversed(rows):
                 known = epoch == 0 and batch is batches[-1]
                 log_prob = terms.log_prob if known else networks.log_prob(batch, "policy", grad=True)
                 loss = ppo_clipped_loss(log_prob.sum(-1), old, weight, self.clip)

@@ -8,6 +8,7 @@ processor has to emulate bfloat16, and for fewer threads where a container grant
 machine would change the choice, and with it the last digits, from run to run.
 """
 
+import ctypes
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -122,3 +123,13 @@ def use_fast_matmul() -> bool:
         torch.set_float32_matmul_precision(before)
         return False
     return True
+
+
+def one_heap() -> None:
+    """Has all threads from here on use one heap, for threads that take turns.
+
+    The C library of Linux gives each thread a heap of its own, and each keeps what its thread once needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-8, 1)  # M_ARENA_MAX
