@@ -19,6 +19,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import numpy as np
 import torch
 
 from etpo_core.errors import UserError
@@ -27,6 +28,7 @@ from etpo_paper.base.lock import HELD, HeldError, sole_maker
 from etpo_paper.training.run import Run
 from pipeline import group, live
 
+Files = Mapping[str, np.ndarray]  # the bytes of each; Ray copies arrays half as often as bytes
 RETRIES = 10  # how many lost machines a group survives
 
 
@@ -42,7 +44,7 @@ class Keeper:
         self._locks: dict[Run, ExitStack] = {}
         self._attempts: Counter[Run] = Counter()
 
-    def begin(self, run: Run) -> tuple[int, dict[str, bytes], list[str]] | None:
+    def begin(self, run: Run) -> tuple[int, Files, list[str]] | None:
         """Gives a run to a task, which gets the number of its attempt, the files and the folders kept aside.
 
         If another process holds the run, it is not given, and the answer is None.
@@ -57,7 +59,7 @@ class Keeper:
         self._attempts[run] += 1
         return self._attempts[run], contents(run.folder), aside(run)
 
-    def keep(self, run: Run, attempt: int, files: Mapping[str, bytes], names: Sequence[str]) -> None:
+    def keep(self, run: Run, attempt: int, files: Files, names: Sequence[str]) -> None:
         """Puts the files of a run in place; what the task has kept aside meanwhile is kept aside here as well.
 
         Raises:
@@ -75,13 +77,13 @@ class Keeper:
             self._locks.pop(run).close()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> Files:
     """The files below a folder by their names; the checkpoint is read before the files whose lengths it counts on."""
     found = sorted(folder.rglob("*"), key=lambda path: path.suffix != ".pt")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+    return {str(path.relative_to(folder)): np.fromfile(path, np.uint8) for path in found if path.is_file()}
 
 
-def place(run: Run, files: Mapping[str, bytes]) -> None:
+def place(run: Run, files: Files) -> None:
     """Makes a run's folder hold these files and no others; the run could be gone on with at any moment in between.
 
     Each file appears whole, the checkpoint after the files that it counts on, and the card of a finished run last.
@@ -131,14 +133,16 @@ def make(
         return CompletedProcess([], 2, "", f"error: {said}; check out the same one")
     torch.set_num_threads(threads)
     attempts: dict[Run, int] = {}
-    cards: dict[Run, bytes | None] = {}  # as the keeper has them
+    cards: dict[Run, bytes] = {}  # as the keeper has them
+
+    def card(run: Run) -> bytes:
+        return run.card.read_bytes() if run.card.exists() else b""
 
     def hand_over(*updated: Run) -> None:
-        finished = [run for run in attempts if run.card.exists() and run.card.read_bytes() != cards[run]]
+        finished = [run for run in attempts if card(run) not in (b"", cards[run])]
         for run in dict.fromkeys([*updated, *finished]):
-            files = contents(run.folder)
-            ray.get(keeper.keep.remote(run, attempts[run], files, aside(run)))
-            cards[run] = files.get(run.card.name)
+            ray.get(keeper.keep.remote(run, attempts[run], contents(run.folder), aside(run)))
+            cards[run] = card(run)
 
     out, errors, status = io.StringIO(), io.StringIO(), 0
     with tempfile.TemporaryDirectory(prefix="etpo-group-") as folder:
@@ -146,8 +150,8 @@ def make(
         for run in runs:
             if begun := ray.get(keeper.begin.remote(run)):
                 attempts[run], files, names = begun
-                cards[run] = files.get(run.card.name)
                 place(run, files)
+                cards[run] = card(run)
                 for name in names:
                     run.folder.with_name(name).mkdir(parents=True)
         live.listeners.append(hand_over)

@@ -38,4 +38,4 @@ class Keeper(cluster.Keeper):
     def keep(self, run, attempt, files, names):
         super().keep(run, attempt, files, names)
         word = "finished" if "run_card.json" in files else "kept"
-        log(word, attempt, f"{run.method}/{run.seed}", updates(files["updates.csv"]))
+        log(word, attempt, f"{run.method}/{run.seed}", updates(bytes(files["updates.csv"])))

@@ -116,7 +116,11 @@ FILES = {"steps.csv": b"rows", "checkpoint/begun.json": b"{}", "checkpoint/state
 
 
 def in_place(run):
-    return cluster.contents(run.folder)
+    return as_bytes(cluster.contents(run.folder))
+
+
+def as_bytes(files):
+    return {name: bytes(content) for name, content in files.items()}
 
 
 def test_a_run_is_put_in_place_so_that_it_could_go_on_at_any_moment(root, monkeypatch):
@@ -145,7 +149,8 @@ def test_a_machine_that_was_given_up_changes_nothing_any_more(root):
     run, keeper = runs()[0], cluster.Keeper(root / "results")
     assert keeper.begin(run) == (1, {}, [])
     keeper.keep(run, 1, FILES, [])
-    assert keeper.begin(run) == (2, FILES, [])
+    attempt, files, names = keeper.begin(run)
+    assert (attempt, as_bytes(files), names) == (2, FILES, [])
     with pytest.raises(UserError, match="attempt 1 is over"):
         keeper.keep(run, 1, {"steps.csv": b"old"}, [])
     keeper.keep(run, 2, FILES, [])
@@ -171,7 +176,8 @@ def test_rows_that_a_task_kept_aside_are_kept_aside_here(root):
     run, keeper = runs()[0], cluster.Keeper(root / "results")
     cluster.place(run, FILES)
     run.folder.with_name("seed0.before-1").mkdir()
-    assert keeper.begin(run) == (1, FILES, ["seed0.before-1"])
+    attempt, files, names = keeper.begin(run)
+    assert (attempt, as_bytes(files), names) == (1, FILES, ["seed0.before-1"])
     for rows in (b"new", b"new rows"):
         keeper.keep(run, 1, {"steps.csv": rows}, ["seed0.before-1", "seed0.before-2"])
     assert (run.folder.with_name("seed0.before-2") / "steps.csv").read_bytes() == b"rows"
