@@ -193,7 +193,7 @@ def test_rows_that_a_task_kept_aside_are_kept_aside_here(root):
     [
         ("here", "--address: got here, expected auto, local or HOST:PORT"),
         ("host:", "--address: got host:, expected auto, local or HOST:PORT"),
-        ("127.0.0.1:9", "--address 127.0.0.1:9: there is no Ray cluster to be used ("),
+        ("127.0.0.1:9", "--address 127.0.0.1:9: there is no Ray cluster to be used ([Errno 111] Connection refused)"),
     ],
 )
 def test_a_wrong_address_is_one_line(root, stage, monkeypatch, address, message):
