@@ -5,6 +5,8 @@
 
 It needs the extra `live`: `pip install '.[live]'`. What is shown are the columns of `updates.csv` and the clock, over
 the environment steps. Nothing of a run depends on it.
+
+Whoever else wants to hear of each update of the runs that this process makes adds a function to `listeners`.
 """
 
 import os
@@ -18,17 +20,30 @@ from etpo_paper.base import paths
 from etpo_paper.training.run import Run
 
 SWITCH = "ETPO_TENSORBOARD"
+listeners: list[Callable[[Run], None]] = []  # told which run has made an update, when its checkpoint is in place
 
 
 @contextmanager
 def curves(run: Run, shown: bool = True) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Gives a function that adds a row of `training.loop.train` to the run's curves.
+    """Gives a function that adds a row of `training.loop.train` to the run's curves, and tells the listeners.
 
-    Without the switch, or if not `shown`, it does nothing. The curves of a run that was interrupted go on with it.
+    Without the switch, or if not `shown`, nothing is drawn. The curves of a run that was interrupted go on with it.
 
     Raises:
         UserError: the switch is set and TensorBoard is not installed.
     """
+    with _drawn(run, shown) as draw:
+
+        def add(row: Mapping[str, Any]) -> None:
+            draw(row)
+            for listener in listeners:
+                listener(run)
+
+        yield add
+
+
+@contextmanager
+def _drawn(run: Run, shown: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     if not (shown and os.environ.get(SWITCH)):
         yield lambda row: None
         return

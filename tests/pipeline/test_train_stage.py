@@ -368,7 +368,7 @@ def test_a_matrix_is_completed_several_runs_at_a_time(root, stage, no_processes)
     change(root, two_methods)
     done = stage("matrix", "--scale", "smoke", "--workers", 2)
     assert done.returncode == 0 and "2 runs done" in done.stdout, done.stderr
-    assert len(no_processes) == 2 and all(command[2] == "pipeline.train" for command, _ in no_processes)
+    assert len(no_processes) == 2 and all(command[2] == "pipeline.group" for command, _ in no_processes)
     assert {environment["OMP_NUM_THREADS"] for _, environment in no_processes} == {str(max(1, os.cpu_count() // 2))}
     assert card(root, "variant")["parameters"]["method"]["beta"] == 0.5
     assert card(root, "variant")["parameters"]["method"]["method"] == "ppo_kl"
@@ -380,20 +380,20 @@ def test_a_matrix_says_which_run_failed_and_finishes_the_others(root, stage, no_
     instead = subprocess.run
 
     def fail(command, **options):
-        if "ppo_kl" in command:
-            return subprocess.CompletedProcess(command, 2, "", "warning\nerror: the disk is full\n")
+        if "ppo_kl/kidney-stone/0" in command:
+            return subprocess.CompletedProcess(command, 2, "", "warning\nerror: ppo_kl's disk is full\n")
         return instead(command, **options)
 
     monkeypatch.setattr(subprocess, "run", fail)
     done = stage("matrix", "--scale", "smoke", "--workers", 2)
-    assert is_one_line(done, "ppo_kl/kidney-stone/seed0: error: the disk is full"), done.stderr
+    assert is_one_line(done, "error: ppo_kl's disk is full"), done.stderr
     assert card(root, "reflection")["status"] == "finished"
 
 
 def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(root, stage, no_processes):
     change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
     with sole_maker(folder(root, "ppo_kl")):
-        done = stage("matrix", "--scale", "smoke", "--workers", 2)
+        done = stage("matrix", "--scale", "smoke", "--workers", 1)  # one group of both
     assert done.returncode == HELD
     who = f"host {socket.gethostname()}, process {os.getpid()}"
     assert done.stdout == f"smoke: 1 run done; 1 run is held by another process ({who}): {folder(root, 'ppo_kl')}\n"
@@ -403,12 +403,13 @@ def test_a_matrix_passes_over_runs_that_another_process_holds_and_names_them(roo
 
 @pytest.mark.nightly
 def test_a_matrix_counts_only_the_runs_that_it_made(root, stage, no_processes, monkeypatch):
-    """Another machine finishes a run, once before this one comes to it and once before it takes the lock."""
+    """Another machine finishes a run of a group before this one comes to it."""
     change(root, lambda params: params["scales"]["smoke"].update(methods=["ppo_kl", "reflection"]))
     instead = subprocess.run
 
     def run(command, **options):
-        instead([*command[:4], "smoke", "--method", "reflection", *command[7:]], **options)  # the other machine's work
+        run = ["--scale", "smoke", "--method", "reflection", "--task", "kidney-stone", "--seed", "0"]
+        instead([*command[:2], "pipeline.train", *run], **options)  # the other machine's work
         return instead(command, **options)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -423,7 +424,7 @@ def test_ctrl_c_begins_no_other_run_of_a_matrix(root, monkeypatch):
     began = []
 
     def run(command, **_):
-        if "pipeline.train" in command:
+        if "pipeline.group" in command:
             began.append(command)
             time.sleep(0.5)  # until the main thread waits: within a finaliser the interrupt would be lost
             if command is began[0]:
