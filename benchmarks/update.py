@@ -77,7 +77,7 @@ from etpo_paper.methods import build_method
 from etpo_paper.methods.released import Lion
 from etpo_paper.model import networks
 from etpo_paper.model.agent import Agent
-from etpo_paper.model.decoder import _product
+from etpo_paper.model.trunk import packed
 from etpo_paper.model.loading import CONTINUATION, load_model
 
 OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
@@ -441,9 +441,9 @@ def arithmetic(load: Load, config: LlamaConfig, rank: int, adapted: int, rate: C
 def product_rate(out: int, into: int, device: str) -> float:
     """Operations a second of a bfloat16 product with 1024 rows, in the faster of two layouts of the weight."""
     x, weight = (torch.randn(n, into, device=device).bfloat16() for n in (1024, out))
-    packed = _product(weight)
+    product = packed(weight)
     with torch.inference_mode():
-        seconds = min(fastest(lambda: F.linear(x, weight), 10), fastest(lambda: packed(x), 10))
+        seconds = min(fastest(lambda: F.linear(x, weight), 10), fastest(lambda: product(x), 10))
     return 2 * 1024 * out * into / seconds
 
 
