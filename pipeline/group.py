@@ -45,10 +45,10 @@ def make(runs: Sequence[Run]) -> list[Exception | None]:
         def job(run: Run, of_run: Settings) -> Callable[[Ask[Request, Passed]], None]:
             return lambda ask: run_stage(run, of_run, common, lambda trunk, part: ask((trunk, part)))
 
-        return Lockstep(_passes).run([job(run, of_run) for run, of_run in settings.items()])
+        return Lockstep(passes).run([job(run, of_run) for run, of_run in settings.items()])
 
 
-def _passes(requests: list[Request]) -> list[Passed]:
+def passes(requests: list[Request]) -> list[Passed]:
     """One pass of each trunk for all that ask for it."""
     trunks = list(dict.fromkeys(trunk for trunk, _ in requests))
     passed = {trunk: iter(trunk.forward([part for t, part in requests if t is trunk])) for trunk in trunks}

@@ -104,10 +104,10 @@ class ETPO:
             for number, batch in enumerate(batches):
                 terms = self._terms(batch, epoch)
                 if epoch == 0:
-                    next_soft_value = self._next_soft_value(batch, known)
                     expected_q.append(self._expected_q(batch))
                     soft = self._state_values(batch, expected_q[-1], terms.kl)
                     known.update((t.prompt, v) for t, v in zip(batch.transitions, soft.tolist(), strict=True))
+                    next_soft_value = self._next_soft_value(batch, known)
                     targets.append(self._regressed(batch, expected_q[-1], terms.kl, next_soft_value))
                     advantages.append(terms.advantage.detach())
                     sums["kl"] += float(batch.flat(terms.kl).sum())

@@ -105,15 +105,21 @@ def micro_batches(transitions: Iterable[Transition], tokens: int) -> Iterator[li
     """Groups of transitions that take at most `tokens` tokens each, the longest sequences first.
 
     Padding counts. A beginning that all prompts of a group share counts once, and so do equal sequences, because they
-    are computed once. The order by length has two advantages: sequences of a group are about equally long, so little is
-    padded; and a prompt that shows a failure is longer than the prompt that led to it, so a next state that was acted
-    in is mostly evaluated before its value is asked for. A transition too long for the limit goes alone.
+    are computed once. Ordered by length, the sequences of a group are about equally long, so little is padded.
+    Transitions whose next state was acted in come after all others: that state is then evaluated, with its own action,
+    before its value is asked for. A transition too long for the limit goes alone.
     """
+    transitions = list(transitions)
+    acted = {t.prompt for t in transitions}
+
+    def order(t: Transition) -> tuple[bool, int, tuple[int, ...], tuple[int, ...]]:
+        return t.next_prompt not in acted, len(t.prompt) + len(t.action), t.action, t.prompt
+
     group: list[Transition] = []
-    for t in sorted(transitions, key=lambda t: (len(t.prompt) + len(t.action), t.action, t.prompt), reverse=True):
+    for t in sorted(transitions, key=order, reverse=True):
         if group:
             shared = shared_length([u.prompt for u in (*group, t)])
-            longest = len(group[0].prompt) + len(group[0].action)
+            longest = max(len(u.prompt) + len(u.action) for u in (*group, t))
             distinct = {(u.prompt, u.action) for u in (*group, t)}
             if shared + len(distinct) * (longest - shared) > tokens:
                 yield group
