@@ -14,7 +14,8 @@ from etpo_paper.model.batches import LanguageBatch, Sequences
 from etpo_paper.training.loop import set_rates
 
 TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "etpo_on_logits", "ppo_kl", "ppo_kl_memory", "poad", "ntpo"]
-VARIANTS = ("etpo_memory", "etpo_on_logits", "ppo_kl_memory", "ntpo", "released")
+TRAINED += ["tbrm", "shiq", "oreo", "grpo", "rloo"]
+VARIANTS = ("etpo_memory", "etpo_on_logits", "ppo_kl_memory", "ntpo", "released", "shiq", "rloo")
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
 
 
@@ -72,9 +73,9 @@ def draw(agent, count, good, seed, length=2):
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
     agent = make_agent()
-    fast = {"policy_lr": 5e-3}
+    fast = {"policy_lr": 1e-2 if name == "shiq" else 5e-3}  # whose logits have every V to learn as well
     fast |= {"critic_lr": 3e-3} if name.startswith("etpo") else {"value_lr": 0.03}
-    method = started(name, settings, agent, **fast)
+    method = started(name, settings, agent, **{k: v for k, v in fast.items() if k in settings.methods[name]})
     # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
     head = agent.networks.head_weight
     side = head @ torch.randn(head.shape[1], generator=torch.Generator().manual_seed(0))
@@ -339,14 +340,21 @@ def test_credit_is_what_the_method_held_of_each_token_before_it_learnt(make_agen
     assert [len(c) for c in fresh] == [3, 1]
     if name.startswith("etpo"):
         assert fresh == [[0, 0, 0], [0]]  # the critic is still the reference: no token is better than another
+    elif name in ("tbrm", "shiq", "oreo"):
+        assert sum(fresh, []) == pytest.approx([0, 0, 0, 0], abs=1e-6)  # nor is it in the logits
     elif name.startswith("ppo_kl"):
         assert fresh == [[-1, -1, -1], [0.75]]
+    elif name == "grpo":  # in deviations of the group, which learning does not change
+        assert fresh == [pytest.approx([-1, -1, -1]), pytest.approx([1])]
+        return
+    elif name == "rloo":  # the failed try led to the other one
+        assert fresh == [pytest.approx([0.99 * 0.75 - 1.75] * 3), pytest.approx([1.75 - 0.99 * 0.75])]
     else:  # V is still 0: what is behind a token comes down to the reward, less at each step away from it
         shrink = method.lam * method.inner_discount
         assert fresh == [pytest.approx([-(shrink**2), -shrink, -1]), pytest.approx([0.75])]
     learnt = method.update(batch).credit
     assert learnt != fresh
-    if name in ("etpo", "etpo_on_logits"):
+    if name in ("etpo", "etpo_on_logits", "tbrm", "shiq", "oreo"):
         assert max(learnt[0]) < 0 < learnt[1][0], "the failed action is held worse, the other better"
 
 

@@ -307,7 +307,7 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
         (base_model.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
         (warm_start.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
         (data.main, ["--task", "iris"], "error: unknown task 'iris'; choose one of: airlines, .*"),
-        (worlds.main, ["--scale", "retuning"], "error: unknown method 'etpo_on_logits' in worlds.variants.etpo_.*"),
+        (worlds.main, ["--scale", "retuning"], "error: unknown method 'poad' in worlds.variants.poad.*"),
         (
             figures.main,
             ["--scale", "laptop", "--notebook", "mian_table"],
