@@ -1,6 +1,9 @@
 """The update rules at work on a tiny language model: what they learn, what they report, and what they survive."""
 
+import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -518,3 +521,24 @@ def test_a_memory_survives_a_checkpoint(make_agent, settings, name):
     other = started(name, settings, make_agent())
     other.set_state(method.get_state())
     assert other.memory.best == method.memory.best
+
+
+# How often an update runs a network over its batch, by `docs/methods.md`: without a gradient, and with one.
+RUNS = {"ppo_kl": (4, 2), "poad": (4, 4), "etpo": (3, 1), "etpo_on_logits": (7, 2), "tbrm": (1, 1), "shiq": (1, 1)}
+RUNS |= {"oreo": (1, 2), "grpo": (3, 2), "rloo": (3, 1)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_update_runs_the_networks_as_often_as_the_documentation_says(make_agent, settings, name, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{name}`.*\| {RUNS[name][0]} \+ {RUNS[name][1]} \|", page, re.MULTILINE)
+    agent, runs = make_agent(), Counter()
+    hidden = agent.networks.hidden
+
+    def counted(role, sequences, grad=False):
+        runs[grad] += 1
+        return hidden(role, sequences, grad)
+
+    monkeypatch.setattr(agent.networks, "hidden", counted)
+    started(name, settings, agent).update([one(PROMPT, (4, 5, 6), -1.0), one(PROMPT, (7,), 0.75)])
+    assert (runs[False], runs[True]) == RUNS[name]
