@@ -277,6 +277,13 @@ def test_a_wrong_setting_of_a_method_is_one_clear_line(settings, changes, messag
         build_method("etpo", {key: value for key, value in section.items() if value is not None})
 
 
+def test_what_the_new_methods_take_is_checked_as_well(settings):
+    with pytest.raises(UserError, match="methods.tbrm.beta: got 0.0, expected more than 0"):
+        build_method("tbrm", {**settings.methods["tbrm"].plain(), "beta": 0.0})
+    with pytest.raises(UserError, match="methods.grpo.kl: got 'k4', expected 'k1', 'k2', 'k3' or 'full'"):
+        build_method("grpo", {**settings.methods["grpo"].plain(), "kl": "k4"})
+
+
 def ppo_critic_loss(make_agent, settings, batch, beta, by=0.0):
     """The critic's loss of a first update with V = 0.5 everywhere: the mean of (0.5 - return)^2."""
     agent = make_agent()

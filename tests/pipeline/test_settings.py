@@ -257,6 +257,10 @@ MISTAKES = [
         "splits must never have given a reward; change it in params.yaml",
     ),
     (top("perplexity", stride=600), "perplexity.stride: got 600, expected at most perplexity.window, 512; change .*"),
+    (
+        lambda p: p["scales"]["smoke"]["worlds"]["benchmark"].update(worlds=[0]),
+        "scales.smoke.worlds.benchmark.worlds: got [0], expected seeds other than worlds.tuning_seed 0: .*",
+    ),
     (top("worlds", tuning_seed=1), "scales.smoke.worlds.seeds: got [1], expected seeds other than worlds.tuning_.*"),
     (
         lambda p: p["worlds"]["variants"]["ppo_kl"].update(clp=0.1),
