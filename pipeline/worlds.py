@@ -42,7 +42,7 @@ def method_of(settings: Settings, variant: str, rate: float, **changes: float) -
     """A fresh update rule with a learning rate."""
     torch.set_num_threads(1)  # the tables are tiny, and several runs share the machine
     name, section = variant_section(settings, variant)
-    rates = {key: factor * rate for key, factor in RATES.items() if key in section}
+    rates = {key: factor * rate for key, factor in RATES.items() if section.get(key, "exact") != "exact"}
     return build_method(name, section.plain() | rates | changes)
 
 

@@ -16,7 +16,7 @@ from etpo_paper.base.settings import Benchmark, load_settings
 from etpo_paper.report import notebook, plotting, results, statistics
 from etpo_paper.report.learning import name_of
 from etpo_paper.report.names import counted, ordered
-from etpo_paper.report.tables import Table
+from etpo_paper.report.tables import Table, number_cell
 
 MEAN = "mean"  # over the kinds
 FLOOR, CEILING = 3e-3, 3.0  # of the logarithmic axis
@@ -62,7 +62,7 @@ class Shares:
     def undecided(self, kind: str) -> list[str]:
         """The variants whose interval reaches the best one's."""
         rows = self.of(kind)
-        best = rows.loc[rows["left"].idxmin()]
+        best = rows.sort_values("left").iloc[0]
         return list(rows.index[rows["left_low"].fillna(rows["left"]) <= max(best["left"], best["left_high"])])
 
 
@@ -88,7 +88,7 @@ def load(scale: str, titles: Mapping[str, str]) -> Shares:
         interval = statistics.bootstrap(statistics.strata_of(runs, "end"), statistics.mean_over_tasks, generator)
         row = {"kind": kind, "variant": variant, **statistics.named("left", interval)}
         found.append(row | {"middle": runs["middle"].mean()})
-    rates = rows.groupby("variant")["learning_rate"].first().to_dict()
+    rates = {str(v): float(rate) for v, rate in rows.groupby("variant")["learning_rate"].first().items()}
     return Shares(pd.DataFrame(found), titles, load_settings(scale).worlds.benchmark, rates)
 
 
@@ -96,7 +96,8 @@ def answer(data: Shares) -> str:
     """The best methods on average, and where the best one of each kind is someone else."""
     mean = data.of(MEAN)["left"].sort_values()
     first = "; ".join(f"{name_of(v)} {mean[v]:.2f}" for v in mean.index[:4])
-    each = "; ".join(f"{title}: {name_of(data.of(kind)['left'].idxmin())}" for kind, title in data.titles.items())
+    best = {title: data.of(kind)["left"].sort_values().index[0] for kind, title in data.titles.items()}
+    each = "; ".join(f"{title}: {name_of(variant)}" for title, variant in best.items())
     return notebook.answer(f"Least regret left, on average over the kinds: {first}. Least in each: {each}.")
 
 
@@ -139,8 +140,7 @@ def table(data: Shares) -> Table:
     for variant in data.variants:
         row = {"Method": name_of(variant)}
         for kind, title in kinds.items():
-            of = data.of(kind)
-            cell = f"{of.loc[variant, 'left']:.2f}" if variant in of.index else "–"
+            cell = number_cell(data.of(kind)["left"].get(variant), ".2f")
             row[title] = f"**{cell}**" if variant in best[kind] else cell
         rows.append(row | {"Rate": f"{data.rates[variant]:g}"})
     caption = (

@@ -28,7 +28,7 @@ MENDED = {
     "released_5": "+ AdamW, float32",
     "released_6": "+ τ = 0.9, λ = 1",
 }
-OTHERS = {"etpo_residual": "ETPO, residual reading of Q"}
+OTHERS = {"etpo_exact": "ETPO, exact policy step", "etpo_residual": "ETPO, residual reading of Q"}
 FLOOR = 1e-3  # of the logarithmic axis
 
 

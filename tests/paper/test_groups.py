@@ -99,6 +99,15 @@ def test_rloo_has_the_gradient_of_the_objective(one_turn):
     assert k3.abs().max() > 1e-3, "differentiated, k3 has another gradient"
 
 
+def test_at_the_optimum_no_action_has_an_advantage_whoever_drew_it(one_turn):
+    """Off-policy data do not move RLOO from there, because r - β log π/ρ is the same for every action."""
+    _, best = one_turn.improve(BETA, GAMMA)
+    networks = Watched(one_turn).set(best)
+    result = started("rloo", networks).update(everything(one_turn))  # every action once, far from π*
+    assert max(abs(c) for credit in result.credit for c in credit) < 1e-9
+    assert networks.gradients["policy"].abs().max() < 1e-10
+
+
 def spread(world, log_policy):
     """The deviation of the rewards of a policy [A] in state 0."""
     chance = log_policy.exp()
