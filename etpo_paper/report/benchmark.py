@@ -89,6 +89,7 @@ def load(scale: str, titles: Mapping[str, str]) -> Shares:
         row = {"kind": kind, "variant": variant, **statistics.named("left", interval)}
         found.append(row | {"middle": runs["middle"].mean()})
     rates = {str(v): float(rate) for v, rate in rows.groupby("variant")["learning_rate"].first().items()}
+    titles = {kind: title for kind, title in titles.items() if kind in set(rows["kind"])}
     return Shares(pd.DataFrame(found), titles, load_settings(scale).worlds.benchmark, rates)
 
 

@@ -190,8 +190,9 @@ def test_a_residual_over_several_actions_would_be_biased_where_the_next_state_is
 
     optimiser.step(closure)
     with torch.no_grad():
-        found = torch.log_softmax(logits[3:].view(2, 2), -1)
         off = float((torch.log_softmax(logits[1:3], -1).exp() - best1.exp()).abs().max())
-        # Only V(s2) tells the states apart, and no token can: what is left is its variance, and the first turn bends.
-        assert float(loss()) > 1e-4 and off > 1e-3, (float(loss()), off)
-        assert torch.isfinite(found).all() and torch.isfinite(best2).all()
+        second = float((torch.log_softmax(logits[3:].view(2, 2), -1).exp() - best2.exp()).abs().max())
+        # Only V of the second state tells the states apart, and no token can: what is left is its variance, and the
+        # tokens of the second turn bend to explain it, by 0.13 in probability, those of the first by 0.001.
+        assert float(loss()) > 0.1 and off == pytest.approx(0.001, abs=5e-4)
+        assert second == pytest.approx(0.127, abs=1e-3)
