@@ -63,7 +63,7 @@ def hostile(count: int) -> list[dict[str, Any]]:
             f"{HEAD}{LOOP if number % 50 == 49 else HOSTILE[number % len(HOSTILE)]}\n# {number}"
             for number in range(count)
         ]
-        outcomes = pool.score_many(sources, X, Y, [0], progress=_progress)
+        outcomes = pool.score_many(sources, X, Y, [0])
         after = _holdings(pool)
         again = pool.score(HONEST + "#", X, Y, [0]).score
     rows: list[dict[str, Any]] = [{"what": n, "before": before[n], "after": after[n]} for n in before]

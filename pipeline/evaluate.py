@@ -15,6 +15,7 @@ from tqdm import tqdm
 from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status
 from etpo_paper.base.settings import deciding, load_settings
+from etpo_paper.data.tasks import Task
 from etpo_paper.measure import evaluation
 from etpo_paper.report.results import require_results
 from pipeline import data, entry
@@ -39,21 +40,34 @@ def run(scale: str) -> None:
             # Opened only when a program has not been scored before.
             return stack.enter_context(open_executor(sandbox))
 
-        def score(task: str, programs: Sequence[str]) -> list[list[float | None]]:
-            table = data.table(task)
-            scores: list[list[float | None]] = [[] for _ in programs]
-            with tqdm(desc=f"held-out {task}", unit="fit", total=len(programs) * len(split_seeds)) as bar:
-                for seed in split_seeds:  # one split at a time, because a failure on one says nothing about another
-                    for own, outcome in zip(scores, pool().score_iter(programs, table.x, table.y, [seed]), strict=True):
-                        if outcome.status == Status.INFRASTRUCTURE_FAULT:
-                            raise UserError(f"the sandbox failed on {task}: {outcome.error_text}; run the stage again")
-                        own.append(float(outcome.score) if outcome.status == Status.OK else None)
-                        bar.update()
-            return scores
+        def score(task: str, programs: Sequence[str]) -> list[evaluation.Scores]:
+            return on_splits(pool(), data.table(task), programs, split_seeds)
 
         frame = evaluation.evaluate(scale, split_seeds, score, content, failed)
     path = evaluation.write(frame, scale)
     print(f"{len(frame)} runs: {path}")
+
+
+def on_splits(
+    pool: SandboxPool, table: Task, programs: Sequence[str], split_seeds: Sequence[int]
+) -> list[evaluation.Scores]:
+    """Scores programs on each split of a table by itself, with the true labels and with dealt ones.
+
+    Raises:
+        UserError: the sandbox failed.
+    """
+    scores: list[evaluation.Scores] = [([], []) for _ in programs]
+    with tqdm(desc=f"held-out {table.spec.name}", unit="fit", total=2 * len(programs) * len(split_seeds)) as bar:
+        for seed in split_seeds:  # one split at a time, because a failure on one says nothing about another
+            for which, y in enumerate((table.y, evaluation.deal(table.x, table.y, seed))):
+                for own, outcome in zip(scores, pool.score_iter(programs, table.x, y, [seed]), strict=True):
+                    if outcome.status == Status.INFRASTRUCTURE_FAULT:
+                        raise UserError(
+                            f"the sandbox failed on {table.spec.name}: {outcome.error_text}; run the stage again"
+                        )
+                    own[which].append(float(outcome.score) if outcome.status == Status.OK else None)
+                    bar.update()
+    return scores
 
 
 def main(argv: Sequence[str] | None = None) -> None:

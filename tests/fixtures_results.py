@@ -106,7 +106,8 @@ def make_evaluation(root: Path, scale: str = "smoke", gap: float = 0.02) -> None
             with (folder / "steps.csv").open() as steps:
                 best = max(float(row["reward"]) for row in csv.DictReader(steps))
             stand_in = card["data"]["stand_in"] or ""
-            writer.writerow([card["method"], card["task"], card["seed"], best, best - gap, 10, 0, stand_in])
+            run = [card["method"], card["task"], card["seed"]]
+            writer.writerow([*run, best, best - gap, 0.51, 0.02, 10, 0, stand_in])
 
 
 def _card(method, task, seed, status, reason=None):

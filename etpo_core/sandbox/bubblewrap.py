@@ -9,7 +9,6 @@ and nothing for each program.
 import os
 import re
 import shutil
-import subprocess
 import sys
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
@@ -41,8 +40,6 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         words += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
-        if _can_forbid_namespaces():
-            words += ["--disable-userns"]
     for place in _SYSTEM:
         if os.path.islink(place):
             words += ["--symlink", os.readlink(place), place]
@@ -68,13 +65,6 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
         words += ["--remount-ro", site]
     words += ["--ro-bind", str(inside), str(inside), "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     return [*words, "--remount-ro", "/", "--chdir", "/"]
-
-
-@cache
-def _can_forbid_namespaces() -> bool:
-    """Whether this bubblewrap knows --disable-userns (0.8 and newer)."""
-    usage = subprocess.run([executable() or "bwrap", "--help"], capture_output=True, text=True)
-    return "--disable-userns" in usage.stdout + usage.stderr
 
 
 def _packages(preload: tuple[str, ...]) -> tuple[list[str], list[str]]:

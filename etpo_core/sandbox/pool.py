@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -172,13 +172,7 @@ class SandboxPool:
         return self.score_many([source], x, y, split_seeds, seed)[0]
 
     def score_many(
-        self,
-        sources: Sequence[str],
-        x: np.ndarray,
-        y: np.ndarray,
-        split_seeds: Sequence[int],
-        seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        self, sources: Sequence[str], x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0
     ) -> list[Outcome]:
         """Scores programs by their mean ROC AUC on random half/half splits of one data set (the paper's reward).
 
@@ -188,7 +182,6 @@ class SandboxPool:
             y: [rows] integer labels.
             split_seeds: one seed for each split; see `scoring.make_split`.
             seed: where randomness starts that the programs leave unseeded.
-            progress: called in this thread with (programs done, all programs) after each program.
 
         Returns:
             One outcome for each program, in their order. What a program does never raises an exception here.
@@ -196,13 +189,7 @@ class SandboxPool:
         Raises:
             UserError: the data or the splits cannot be used, or the pool is closed.
         """
-        with self._waiting(sources, self._data(x, y, split_seeds, seed)) as jobs:
-            done = 0
-            for future in as_completed({job.future for job in jobs}):
-                done += sum(job.future is future for job in jobs)
-                if progress is not None:
-                    progress(done, len(jobs))
-            return [job.future.result() for job in jobs]
+        return list(self.score_iter(sources, x, y, split_seeds, seed))
 
     def score_iter(
         self, sources: Sequence[str], x: np.ndarray, y: np.ndarray, split_seeds: Sequence[int], seed: int = 0

@@ -21,13 +21,13 @@ class Split:
     """One random split into halves.
 
     Attributes:
-        seed: the seed that made it.
+        train: int64 [training rows], the numbers of the training rows in the table.
         x_train, y_train, x_test, y_test: float64 [rows, features] and int64 [rows] of both halves.
         order: the permutation in which a child receives the validation rows.
         classes: all labels of the data set, in ascending order.
     """
 
-    seed: int
+    train: np.ndarray
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
@@ -74,7 +74,7 @@ def make_split(x: np.ndarray, y: np.ndarray, seed: int) -> Split:
     for part in (x.tobytes(), y.tobytes(), str((x.shape, seed)).encode()):
         digest.update(part)
     order = np.random.default_rng(int.from_bytes(digest.digest())).permutation(len(test))
-    return Split(seed, x[train], y[train], x[test], y[test], order, np.unique(y))
+    return Split(train, x[train], y[train], x[test], y[test], order, np.unique(y))
 
 
 def deal_labels(split: Split, source: bytes) -> Split:

@@ -156,7 +156,7 @@ def _landlock_layer(flags: int, abi: int) -> Layer:
 
 def _bubblewrap_layer() -> Layer:
     if bubblewrap.executable() is None:
-        return Layer(_BUBBLEWRAP, False, "not installed", _install("bubblewrap"))
+        return Layer(_BUBBLEWRAP, False, "not installed", "install it, e.g. `apt install bubblewrap`")
     try:
         flags, _ = _try(Walls(wire.BUBBLEWRAP))
     except ZygoteLost as error:
@@ -165,19 +165,6 @@ def _bubblewrap_layer() -> Layer:
         return Layer(_BUBBLEWRAP, True, "no file, network, process or privilege of the host is there")
     detail = "it starts, but something of the host can be reached from inside"
     return Layer(_BUBBLEWRAP, False, detail, "use a newer bubblewrap")
-
-
-def _install(package: str) -> str:
-    """The command that installs a system package on this distribution."""
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        release = {}
-    family = f"{release.get('ID', '')} {release.get('ID_LIKE', '')}".split()
-    commands = {"debian": "apt install", "ubuntu": "apt install", "fedora": "dnf install", "rhel": "dnf install"}
-    commands |= {"arch": "pacman -S", "alpine": "apk add", "suse": "zypper install"}
-    command = next((commands[name] for name in family if name in commands), None)
-    return f"{command} {package}" if command else f"install the system package {package}"
 
 
 def _allow_namespaces() -> str:

@@ -140,7 +140,6 @@ class Worker:
 
     Attributes:
         pid: process id of the zygote as the host sees it, once it is ready.
-        ready: whether its libraries are loaded.
         alive: False once the host has ended it.
     """
 
@@ -170,7 +169,6 @@ class Worker:
         assert self._process.stderr is not None
         self._stderr = self._process.stderr
         self.pid = self._process.pid
-        self.ready = False
         self.alive = True
 
     @property
@@ -213,7 +211,6 @@ class Worker:
         if self._walls.flags & wire.BUBBLEWRAP:  # the process that was started is bubblewrap, the zygote its only child
             with suppress(OSError, IndexError):  # some kernels list no children, and bubblewrap may just have died
                 self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
-        self.ready = True
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -259,9 +256,7 @@ class Worker:
     def _finish(self, talk: "_Conversation", patient: bool) -> tuple[int, int, float]:
         """Has the child killed, whatever it still does; returns the flag, wait status and CPU seconds of its end."""
         try:
-            if (
-                patient
-            ):  # the child closed its end of the channel: most likely it is dying, and the cause is of interest
+            if patient:  # the child closed its end of the channel: it is probably dying, and the cause is of interest
                 with suppress(TimeoutError):
                     return self._report(wire.ENDED, 1.0)
             self._control.sendall(wire.REQUEST.pack(wire.KILL, 0.0, 0))

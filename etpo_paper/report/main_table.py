@@ -1,12 +1,14 @@
 """The highest reward of each method on each data set: the tables and the figure of the notebook `main_table`.
 
 The score of a run is the best reward within the budget. Beside it stands the held-out score of the same program, on
-splits that never gave a reward; the difference between the two is the optimism of the best reward.
+splits that never gave a reward; the difference between the two is the optimism of the best reward. A program that is
+found to carry labels (`results.carries_labels`) has no held-out score here, and is named.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ class MainTable:
     """What the notebook shows.
 
     Attributes:
-        scores: see `statistics.run_scores`, with a column held_out_score (NaN where there is none).
+        scores: see `statistics.run_scores`, with a column held_out_score (NaN where there is none or it is refused).
         planned: columns task and method, of all that is planned or on disk.
         methods: the columns of the table, run or not.
         present: those that have finished runs.
@@ -35,7 +37,7 @@ class MainTable:
         budget: environment steps of the shortest run.
         stand_ins: see `results.stand_ins`.
         notes: see `results.notes`, and what is to be said about held-out scores.
-        integrity: see `results.integrity_note`.
+        integrity: see `results.integrity_note`, and what the best programs score with dealt labels.
     """
 
     scores: pd.DataFrame
@@ -46,7 +48,7 @@ class MainTable:
     budget: int
     stand_ins: dict[str, str]
     notes: list[str]
-    integrity: str
+    integrity: list[str]
 
     @property
     def shared_scores(self) -> pd.DataFrame:
@@ -68,7 +70,8 @@ def load(scale: str) -> MainTable:
     steps = steps[steps["method"].isin(methods)]
     scores = statistics.run_scores(steps, budget)
     # A run in which no program ever ran has no best program, and hence no held-out score.
-    held_out = evaluation[evaluation["splits"].fillna(0).astype(int) > 0][[*results.KEYS, "held_out_score"]]
+    ran = evaluation[evaluation["splits"].fillna(0).astype(int) > 0]
+    held_out = ran[~results.carries_labels(ran)][[*results.KEYS, "held_out_score"]]
     scores = scores.merge(held_out, on=results.KEYS, how="left")
     return MainTable(
         scores=scores,
@@ -79,7 +82,7 @@ def load(scale: str) -> MainTable:
         budget=budget,
         stand_ins=results.stand_ins(cards),
         notes=[*results.notes(scale, scores, methods), *_held_out_notes(evaluation)],
-        integrity=results.integrity_note(steps, cards),
+        integrity=[results.integrity_note(steps, cards), *_dealt_note(ran)],
     )
 
 
@@ -116,7 +119,7 @@ def table(data: MainTable) -> Table:
         f"Highest ROC AUC within {data.budget} environment steps, mean ± standard deviation over seeds "
         "(held-out score of the same programs)."
     )
-    return Table(numbers[columns], caption, shown, [*data.notes, data.integrity])
+    return Table(numbers[columns], caption, shown, [*data.notes, *data.integrity])
 
 
 def aggregate(data: MainTable, generator: np.random.Generator) -> Table:
@@ -177,12 +180,34 @@ def performance_profile(data: MainTable, generator: np.random.Generator) -> Figu
 
 
 def _held_out_notes(evaluation: pd.DataFrame) -> list[str]:
+    failing = evaluation[evaluation["splits_failed"] > 0].to_dict("records")
+    carrying = evaluation[results.carries_labels(evaluation)].to_dict("records")
     return [
-        f"{label(row['method'])} on {row['task']}, seed {row['seed']}: the best program fails on "
-        f"{row['splits_failed']} of {row['splits'] + row['splits_failed']} held-out splits; "
-        "its held-out score is the mean over the others."
-        for row in evaluation[evaluation["splits_failed"] > 0].to_dict("records")
+        f"{_run(row)}: the best program fails on {row['splits_failed']} of {row['splits'] + row['splits_failed']} "
+        "held-out splits; its held-out score is the mean over the others."
+        for row in failing
+    ] + [
+        f"{_run(row)}: the best program scores {row['dealt_auc']:.3f} with the training labels dealt to other rows, so "
+        "its score is not learned; its held-out score is refused."
+        for row in carrying
     ]
+
+
+def _dealt_note(ran: pd.DataFrame) -> list[str]:
+    """What the best programs score where the training labels say nothing; empty if no program ran."""
+    if ran["dealt_auc"].isna().all():
+        return []
+    highest = ran.sort_values("dealt_auc", ascending=False).to_dict("records")[0]
+    flagged = int(results.carries_labels(ran).sum())
+    return [
+        "With the training labels dealt to other rows, a program has nothing to learn, and one that carries labels "
+        f"keeps its score. The best programs then have {ran['dealt_auc'].mean():.3f} on average and at most "
+        f"{highest['dealt_auc']:.3f} ({_run(highest)}). Found to carry labels: {flagged} of {len(ran)}."
+    ]
+
+
+def _run(row: Mapping[Any, Any]) -> str:
+    return f"{label(row['method'])} on {row['task']}, seed {row['seed']}"
 
 
 def _cell(on_task: pd.DataFrame, method: str) -> str:

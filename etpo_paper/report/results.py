@@ -34,13 +34,19 @@ UPDATE_COLUMNS = [
 ]  # fmt: skip
 SAMPLE_COLUMNS = ["update", "step", "reward", "status", "error", "code", "pieces", "credit"]
 CARD_COLUMNS = ["status", "reason", "stand_in", "source", "weights", "model", "integrity", "folder"]
-HELD_OUT_COLUMNS = [*KEYS, "best_reward", "held_out_score", "splits", "splits_failed", "stand_in"]
+HELD_OUT_COLUMNS = [
+    *KEYS, "best_reward", "held_out_score", "dealt_auc", "dealt_error", "splits", "splits_failed", "stand_in",
+]  # fmt: skip
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
 ]  # fmt: skip
 GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 BENCHMARK_COLUMNS = ["kind", "variant", "purpose", "world", "seed", "learning_rate", "start", "middle", "end"]
+# With dealt labels, honest programs lie around 0.5. A program is held to carry labels if it lies above 0.5 by more than
+# both of these: a margin in ROC AUC, and so many standard errors of its own mean over the splits, because on a table of
+# a few dozen rows an honest program may be far above or below on each. docs/executor.md says how they were chosen.
+DEALT_MARGIN, DEALT_ERRORS = 0.1, 4.0
 EARLY, LATE = "early", "late"  # see `period`
 
 _NAMES = {"method", "task", "variant", "purpose", "known", "kind"}
@@ -177,6 +183,16 @@ def load_samples(scale: str) -> pd.DataFrame:
 def load_evaluation(scale: str) -> pd.DataFrame:
     """Held-out scores of the best codes (`HELD_OUT_COLUMNS`); no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "held_out.csv", HELD_OUT_COLUMNS)
+
+
+def carries_labels(evaluation: pd.DataFrame) -> pd.Series:
+    """Whether each row's program keeps a score with dealt labels, so that its score does not come from what it fits.
+
+    Args:
+        evaluation: see `load_evaluation`.
+    """
+    errors = evaluation["dealt_error"].fillna(0.0)
+    return evaluation["dealt_auc"] > 0.5 + np.maximum(DEALT_MARGIN, DEALT_ERRORS * errors)
 
 
 def load_perplexity(scale: str) -> pd.DataFrame:

@@ -1,16 +1,18 @@
 """Reading raw results, and held-out scores of the best code."""
 
 import json
+import zlib
 
 import fixtures_results as fixtures
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import train_test_split
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.measure import evaluation
-from etpo_paper.report import results
+from etpo_paper.report import main_table, results
 from pipeline import evaluate
 
 
@@ -239,7 +241,7 @@ def counting_score(calls, *values):
 
     def score(task, programs):
         calls.append((task, len(programs)))
-        return [list(values or (0.75, 0.75)) for _ in programs]
+        return [(list(values or (0.75, 0.75)), [0.5] * len(values or (0, 0))) for _ in programs]
 
     return score
 
@@ -251,6 +253,7 @@ def test_held_out_scores_are_kept_by_content(root):
     assert [task for task, _ in calls] == ["balance-scale", "kidney-stone"]
     assert (first["held_out_score"] == 0.75).all() and (first["splits"] == 2).all()
     assert list(first.columns) == results.HELD_OUT_COLUMNS and len(first) == 8
+    assert (first["dealt_auc"] == 0.5).all() and (first["dealt_error"] == 0.0).all()
     marked = dict(zip(first["task"], first["stand_in"], strict=True))
     assert marked == {"balance-scale": "", "kidney-stone": "made by a test"}
 
@@ -284,6 +287,35 @@ def test_a_split_that_fails_is_told_and_left_out_of_the_mean(root, values, score
     assert (row["splits"], row["splits_failed"]) == (ran, 3 - ran)
 
 
+def test_a_program_hides_nothing_by_failing_on_dealt_labels(root):
+    fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
+
+    def score(task, programs):
+        return [([0.9, 0.8, None, 0.7], [0.5, None, 0.4, 0.6]) for _ in programs]
+
+    row = evaluation.evaluate("smoke", [100, 101, 102, 103], score, lambda task: task).iloc[0]
+    assert row["dealt_auc"] == pytest.approx((0.5 + 0.8 + 0.6) / 3)
+    assert row["dealt_error"] == pytest.approx(np.std([0.5, 0.8, 0.6], ddof=1) / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("dealt", "error", "carries"),
+    [(0.59, 0.001, False), (0.61, 0.001, True), (0.7, 0.06, False), (0.7, 0.04, True), (1.0, np.nan, True)],
+)
+def test_a_score_far_above_chance_with_dealt_labels_is_found(dealt, error, carries):
+    frame = pd.DataFrame({"dealt_auc": [dealt, np.nan], "dealt_error": [error, np.nan]})
+    assert results.carries_labels(frame).tolist() == [carries, False]
+
+
+def test_dealt_labels_are_those_of_other_training_rows():
+    x, y = np.random.default_rng(0).normal(size=(200, 2)), np.arange(200) % 3
+    dealt = evaluation.deal(x, y, 7)
+    train, held = train_test_split(np.arange(200), test_size=0.5, random_state=7)
+    assert (dealt[held] == y[held]).all()
+    assert (np.bincount(dealt[train]) == np.bincount(y[train])).all() and (dealt[train] != y[train]).mean() > 0.5
+    assert (dealt == evaluation.deal(x, y, 7)).all() and (y == np.arange(200) % 3).all()
+
+
 def test_a_missing_best_code_is_an_error(root):
     fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
     (folder(root) / "best_code.py").unlink()
@@ -301,37 +333,78 @@ def test_a_cut_off_cache_entry_is_scored_again(root):
     assert len(calls) == 2
 
 
-def test_the_stage_scores_real_code(root):
+HONEST = """def build_model(x_train, y_train):
+    from sklearn.linear_model import LogisticRegression
+    return LogisticRegression().fit(x_train, y_train)
+"""
+# Knows the label of each row of the table by a digest of its values, and does not look at those that it is given.
+CARRIES = """import zlib
+import numpy as np
+KNOWN = {known}
+class Model:
+    def predict_proba(self, x):
+        return np.eye(3)[[KNOWN[zlib.crc32(row.tobytes())] for row in x]]
+def build_model(x_train, y_train):
+    {first}
+    return Model()
+"""
+FAILS = "assert [KNOWN[zlib.crc32(row.tobytes())] for row in x_train] == y_train.tolist()"
+
+
+@pytest.fixture
+def stage(root):
+    """Runs the stage on one run with a given best program; returns its row and the table of the report."""
     from etpo_paper.data.tasks import TASKS, prepare_task, save_task
 
     task = prepare_task(TASKS["balance-scale"].name, ["embedded"])
     save_task(task, paths.TABLES)
     fixtures.make_results(root, methods=("etpo",), tasks=("balance-scale",), seeds=(0,))
-    code = (
-        "def build_model(x_train, y_train):\n"
-        "    from sklearn.linear_model import LogisticRegression\n"
-        "    return LogisticRegression().fit(x_train, y_train)\n"
-    )
-    (folder(root) / "best_code.py").write_text(code)
 
-    def stage():
+    def run(code):
+        (folder(root) / "best_code.py").write_text(code)
         evaluate.main(["--scale", "smoke"])
+        return results.load_evaluation("smoke").iloc[0]
+
+    run.task = task
+    return run
+
+
+def test_the_stage_scores_real_code(root, stage):
+    def written():
+        stage(HONEST)
         return (root / "evaluations" / "smoke" / "held_out.csv").read_bytes()
 
-    first = stage()
+    first = written()
     row = results.load_evaluation("smoke").iloc[0]
     assert row["splits"] == 10
-    assert row["held_out_score"] == pytest.approx(by_hand(task.x, task.y, range(100, 110)), abs=1e-5)
+    assert row["held_out_score"] == pytest.approx(by_hand(stage.task.x, stage.task.y, range(100, 110)), abs=1e-5)
+    assert row["dealt_auc"] == pytest.approx(0.5, abs=4 * row["dealt_error"])
+    assert not main_table.load("smoke").scores["held_out_score"].isna().any()
     cached = sorted((root / "build" / "held_out").iterdir())
-    assert len(cached) == 1 and len(json.loads(cached[0].read_text())["scores"]) == 10
-    assert stage() == first
+    assert len(cached) == 1
+    assert {name: len(kept) for name, kept in json.loads(cached[0].read_text()).items()} == {"scores": 10, "dealt": 10}
+    assert written() == first
+
+
+@pytest.mark.parametrize("first", ["pass", FAILS])
+def test_a_program_that_carries_labels_is_found_and_its_held_out_score_refused(stage, first):
+    x, y = stage.task.x, stage.task.y
+    known = {zlib.crc32(row.tobytes()): int(label) for row, label in zip(x, y, strict=True)}
+    row = stage(CARRIES.format(known=known, first=first))
+    assert row["held_out_score"] == 1.0 and row["dealt_auc"] == 1.0 and row["splits_failed"] == 0
+    data = main_table.load("smoke")
+    assert data.scores["held_out_score"].isna().all()
+    assert data.notes[-1] == (
+        "ETPO on balance-scale, seed 0: the best program scores 1.000 with the training labels dealt to other rows, so "
+        "its score is not learned; its held-out score is refused."
+    )
+    assert data.integrity[-1].endswith("at most 1.000 (ETPO on balance-scale, seed 0). Found to carry labels: 1 of 1.")
 
 
 def by_hand(x, y, seeds):
     """The protocol written out: unstratified halves, one-vs-one macro ROC AUC, mean over splits."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import train_test_split
 
     scores = []
     for seed in seeds:

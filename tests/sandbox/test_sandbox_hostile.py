@@ -1,9 +1,19 @@
 """Hostile code that needs more than one split or a table of its own; `corpus.py` has all that does not."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import pytest
 from programs import body
 
 from etpo_core.sandbox import Status
+from etpo_core.sandbox.worker import _INSIDE
+
+_LIMIT = Path("/proc/sys/user/max_user_namespaces")
+NAMESPACES = _LIMIT.exists() and int(_LIMIT.read_text()) > 0
 
 SCAN = """
 import gc, sys
@@ -48,6 +58,53 @@ def test_no_label_vector_anywhere_in_memory(pool, run):
             [0],
         ).error_text
     )
+
+
+# The numbers of the process and of threads that it starts, which native code can read where the C library keeps them.
+NUMBERS = """
+import ctypes, threading
+def build_model(x_train, y_train):
+    numbers = []
+    def look():
+        numbers.append(ctypes.c_int.from_address(threading.get_ident() + 0x2d0).value)
+    look()
+    for _ in range({count}):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    raise ValueError(str(numbers))
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.skipif(not NAMESPACES, reason="the kernel lets nobody make user namespaces")
+def test_numbers_of_processes_and_threads_begin_anew(tier_pool, table):
+    pool = tier_pool("A")
+    for count in (1, 5, 2):
+        expected = f"ValueError: {list(range(1, count + 2))} (line 12)"
+        assert pool.score(NUMBERS.format(count=count), *table, [0]).error_text == expected
+
+
+def test_a_process_with_a_namespace_of_its_own_has_no_rights_in_it():
+    if not NAMESPACES:
+        pytest.skip("the kernel lets nobody make user namespaces")
+    code = f"""if True:
+        import os, sys
+        sys.path.insert(0, {str(_INSIDE)!r})
+        import confine
+        if confine.fork_alone() == 0:
+            fields = dict(line.split(":", 1) for line in open("/proc/self/status"))
+            rights = [int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")]
+            try:
+                os.setgroups([])
+            except PermissionError:
+                rights.append("refused")
+            print(os.getpid(), os.getppid(), *rights, flush=True)
+            os._exit(0)
+        os.wait()
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.split() == ["1", "0", "0", "0", "0", "0", "refused"], ended.stderr
 
 
 CONSTANT = """

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+import confine
 import landlock
 import wire
-from confine import confine, die_with_parent, drop_root, hide_from_peers, memory_in_use, processes_on_machine
 from preload import preload
 from tries import walls_that_hold
 
@@ -98,7 +98,7 @@ def main() -> None:
     filter_code, modules, secret = (host.read(size) for size in sizes)
     in_bubblewrap = bool(wanted & wire.BUBBLEWRAP)
     if in_bubblewrap:
-        die_with_parent()  # the parent is bubblewrap's own process
+        confine.die_with_parent()  # the parent is bubblewrap's own process
     hold = walls_that_hold(filter_code, wanted, secret.decode(), port, uid)
     host.report(wire.TRIED, hold, landlock.abi(), 0.0)
     with host.watched():
@@ -106,14 +106,16 @@ def main() -> None:
         import child  # noqa: F401  not earlier, because it imports numpy
 
     _raise_oom_score()
-    in_use = memory_in_use()
+    in_use = confine.memory_in_use()
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
     _silence()
     in_namespace = in_bubblewrap and os.geteuid() != 0  # in which the kernel counts a user's processes separately
-    counted = (bool(hold) and drop_root(uid)) or in_namespace
+    counted = (bool(hold) and confine.drop_root(uid)) or in_namespace
     if in_bubblewrap:
-        die_with_parent()  # again, because the kernel forgets it when a process changes its user
-    hide_from_peers()
+        confine.die_with_parent()  # again, because the kernel forgets it when a process changes its user
+    # Outside bubblewrap, a child in a namespace of its own could not notice that the zygote has died.
+    fork, zygote = (confine.fork_alone, 0) if in_bubblewrap and _can_fork_alone() else (os.fork, os.getpid())
+    confine.hide_from_peers()
     if hold & wire.LANDLOCK:
         landlock.give_up_files()
     gc.collect()
@@ -125,13 +127,23 @@ def main() -> None:
             return
         kind, cpu_s, memory = wire.REQUEST.unpack(request)
         if kind == wire.RUN and data is not None:
-            processes = _PROCESSES if counted else processes_on_machine() + _PROCESSES
-            _run(host, data, cpu_s, partial(confine, os.getpid(), filter_code, cpu_s, memory, in_use, processes))
+            processes = _PROCESSES if counted else confine.processes_on_machine() + _PROCESSES
+            confine_child = partial(confine.confine, zygote, filter_code, cpu_s, memory, in_use, processes)
+            _run(host, data, cpu_s, fork, confine_child)
 
 
-def _run(host: _Host, data: int, cpu_s: float, confine_child: Callable[[], None]) -> None:
+def _can_fork_alone() -> bool:
+    with suppress(OSError):
+        pid = confine.fork_alone()
+        if pid == 0:
+            os._exit(os.getpid() - 1)
+        return os.waitpid(pid, 0)[1] == 0
+    return False
+
+
+def _run(host: _Host, data: int, cpu_s: float, fork: Callable[[], int], confine_child: Callable[[], None]) -> None:
     """Forks one child, watches it to its end and reports how it ended."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             from child import DATA_FD, live

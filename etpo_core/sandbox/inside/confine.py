@@ -12,10 +12,14 @@ import resource
 import signal
 import sys
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_GET_TID_ADDRESS = 1, 4, 22, 38, 40
+_CLONE3 = 435  # the number is the same on every architecture
+_ALONE = 0x31200000  # CLONE_ with NEWPID, NEWUSER, and CHILD_SETTID and CHILD_CLEARTID as in the C library's fork
+_CAPABILITIES = 0x20080522  # the version of the kernel's structures
 _SECCOMP_MODE_FILTER = 2
 _LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
+_keeping_lock = ctypes.PyDLL(None, use_errno=True)  # calls keep the interpreter's lock, as a fork must
 
 
 class _Filter(ctypes.Structure):
@@ -26,20 +30,18 @@ class _Filter(ctypes.Structure):
 
 def _prctl(option: int, *arguments: object) -> None:
     padded = [*arguments, *[ctypes.c_ulong(0)] * (4 - len(arguments))]
-    if _libc.prctl(option, *padded) != 0:
+    if _LINUX and _libc.prctl(option, *padded) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 def hide_from_peers() -> None:
     """Closes this process and its future children to ptrace and /proc/PID/mem of processes of the same user."""
-    if _LINUX:
-        _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
+    _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
 
 
 def die_with_parent() -> None:
     """Has the kernel kill this process as soon as its parent has died."""
-    if _LINUX:
-        _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 def drop_root(own_uid: int) -> bool:
@@ -63,6 +65,32 @@ def drop_root(own_uid: int) -> bool:
         except OSError:
             continue
     return False
+
+
+def fork_alone() -> int:
+    """Does what `os.fork` does; the new process is number 1 of a process namespace of its own.
+
+    The kernel counts up the numbers of processes and threads, so a program could use some up to tell the next one a
+    number; in a new namespace they begin anew. Without privileges, that takes a new user namespace as well, in which
+    the new process has all rights. It gives them up here.
+
+    Raises:
+        OSError: the kernel does not allow it.
+    """
+    number = ctypes.c_ulong()  # where the C library keeps the number of this thread
+    _prctl(_PR_GET_TID_ADDRESS, ctypes.byref(number))
+    arguments = (ctypes.c_uint64 * 8)(_ALONE, 0, number.value, 0, signal.SIGCHLD)
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = _keeping_lock.syscall(ctypes.c_long(_CLONE3), arguments, ctypes.c_size_t(ctypes.sizeof(arguments)))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        if _libc.capset((ctypes.c_uint32 * 2)(_CAPABILITIES), (ctypes.c_uint32 * 6)()) != 0:
+            os._exit(1)
+        return 0
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return pid
 
 
 def processes_on_machine() -> int:
@@ -90,7 +118,8 @@ def confine(
     """Limits the calling process and installs the filter; neither can be undone.
 
     Args:
-        parent: process id of the zygote. If the zygote has died meanwhile, the process ends here.
+        parent: what `os.getppid` returns as long as the zygote lives: its process id, or 0 from another namespace. If
+            the zygote has died meanwhile, the process ends here.
         filter_code: the compiled filter, an array of `struct sock_filter`; empty for none (tier D).
         cpu_s: CPU seconds. The kernel counts whole seconds, so this only backs up the zygote's own clock.
         memory: bytes on top of `in_use`. An absolute limit could lie below what the libraries already occupy.
