@@ -13,6 +13,7 @@ returns for a batch is [B, T] and 0 at padding. The four roles of a network are 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -63,7 +64,7 @@ class Batch:
     reward: Tensor
     terminated: Tensor
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """Bool [B, T]: where there is a token."""
         return position_mask(self.lengths, int(self.lengths.max()))

@@ -228,3 +228,12 @@ def make_regret(root: Path, scale: str = "smoke") -> None:
             for purpose, world in (("tuning", 0), ("reported", 1)):
                 curve = ((u, 2.0 / (1 + u) + 0.1 * place) for u in range(0, 41, 2))
                 writer.writerows((variant, purpose, world, 0.03, *point) for point in curve)
+    with path.with_name("benchmark.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(results.BENCHMARK_COLUMNS)
+        for hard, kind in enumerate(("early", "long"), start=1):
+            for place, variant in enumerate(("etpo", "ppo_kl", "grpo")):
+                writer.writerow((kind, variant, "tuning", 0, 0, 0.1, 2.0, 1.0, 0.5))
+                for seed in range(4):
+                    end = 0.2 * hard * (1 + place) + 0.01 * seed
+                    writer.writerow((kind, variant, "reported", 1, seed, 0.1, 2.0, 1.0, end))

@@ -135,6 +135,18 @@ class Gradients(Typed):
     draws: Count
 
 
+class Benchmark(Typed):
+    """Kinds of worlds that tell methods apart."""
+
+    beta: Positive
+    environments: Count
+    steps: Count
+    updates: Count
+    worlds: Seeds
+    seeds: Seeds
+    learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
+
+
 class Worlds(Typed):
     """Learning where the optimum is known."""
 
@@ -150,6 +162,7 @@ class Worlds(Typed):
     seeds: Seeds
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)]
     variants: Section
+    benchmark: Benchmark
 
 
 class Perplexity(Typed):
@@ -498,6 +511,9 @@ def _check_together(settings: Settings) -> None:
             f"seeds other than worlds.tuning_seed {w.tuning_seed}: worlds that rates are tuned on are not reported"
         )
         raise mistake(settings.place("worlds", "seeds"), list(w.seeds), expected)
+    if w.tuning_seed in w.benchmark.worlds:
+        expected = f"seeds other than worlds.tuning_seed {w.tuning_seed}: rates are tuned on its worlds"
+        raise mistake(settings.place("worlds", "benchmark", "worlds"), list(w.benchmark.worlds), expected)
     if p.stride > p.window:
         raise mistake(settings.place("perplexity", "stride"), p.stride, f"at most perplexity.window, {p.window}")
 

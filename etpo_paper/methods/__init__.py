@@ -17,11 +17,16 @@ from etpo_core.interfaces import Method
 from etpo_core.update import ETPO, PPOKL, ActionLevelETPO
 from etpo_paper.base.sections import Place, Section, check_values, unknown_name
 from etpo_paper.methods.etpo_memory import RememberingETPO
+from etpo_paper.methods.grpo import GRPO
 from etpo_paper.methods.on_logits import OnLogitsETPO
+from etpo_paper.methods.oreo import OREO
 from etpo_paper.methods.poad import POAD
 from etpo_paper.methods.ppo_kl_memory import RememberingPPOKL
 from etpo_paper.methods.reflection import Reflection
 from etpo_paper.methods.released import Released
+from etpo_paper.methods.rloo import RLOO
+from etpo_paper.methods.shiq import ShiQ
+from etpo_paper.methods.tbrm import TBRM
 
 METHODS: dict[str, type] = {
     "etpo": ETPO,
@@ -33,6 +38,11 @@ METHODS: dict[str, type] = {
     "ppo_kl": PPOKL,
     "ppo_kl_memory": RememberingPPOKL,
     "poad": POAD,
+    "tbrm": TBRM,
+    "shiq": ShiQ,
+    "oreo": OREO,
+    "grpo": GRPO,
+    "rloo": RLOO,
     "reflection": Reflection,
     "reflection_gpt4": Reflection,
 }

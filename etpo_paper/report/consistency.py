@@ -1,4 +1,5 @@
-"""What a discount inside an action does to the value of a policy: figure and table of the notebook `consistency`."""
+"""Figure and tables of the notebook `consistency`: what a discount inside an action does to the value of a policy, and
+which estimator of the KL has which gradient."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,24 @@ from etpo_paper.report.tables import Table
 
 DISCOUNTS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 LONGEST_ACTIONS = (1, 2, 3, 4)
+GRADIENTS = {
+    ("action", "loss", "full"): "∇ KL[π‖ρ]: what is wanted",
+    ("action", "loss", "k1"): "0",
+    ("action", "loss", "k2"): "∇ KL[π‖ρ]",
+    ("action", "loss", "k3"): "∇ KL[ρ‖π]",
+    ("action", "reward", "k1"): "∇ KL[π‖ρ]",
+    ("action", "reward", "k2"): "neither",
+    ("action", "reward", "k3"): "∇ KL[π‖ρ] - ∇ KL[ρ‖π]",
+    ("token", "loss", "k1"): "0",
+    ("token", "loss", "k2"): "∇ KL[π‖ρ] at fixed prefixes",
+    ("token", "loss", "k3"): "∇ KL[ρ‖π] at fixed prefixes",
+    ("token", "loss", "k3 with ratio"): "∇ KL[π‖ρ] at fixed prefixes",
+    ("token", "loss", "full"): "∇ KL[π‖ρ] at fixed prefixes",
+    ("token", "reward", "k1"): "∇ KL[π‖ρ]",
+    ("token", "reward", "k2"): "neither",
+    ("token", "reward", "k3"): "neither",
+    ("token", "reward", "full"): "the rest of ∇ KL[π‖ρ]",
+}  # of what, where and which; what its mean gradient is
 ROUNDING = 1e-12  # gaps below are rounding errors, which differ from machine to machine
 
 
@@ -84,3 +103,24 @@ def table(found: pd.DataFrame) -> Table:
     wide = wide.rename(columns={longest: counted(longest, "token") for longest in found["longest_action"].unique()})
     caption = "Largest error of V(s) against brute force, by the longest action; 0.000 is below 1e-12."
     return Table(wide, caption, digits={"inner discount": 2})
+
+
+def kl_table(found: Sequence[pd.Series], nats: float) -> Table:
+    """What the gradient of each estimator of the KL is, and how far it is from the one that is wanted.
+
+    Args:
+        found: of each world, the projection on and the cosine with the gradient of KL[π‖ρ] of whole actions: columns
+            along and cosine, by the keys of `GRADIENTS`.
+        nats: KL of an action in these worlds.
+    """
+    numbers = pd.concat(found).groupby(level=[0, 1, 2]).mean().loc[list(GRADIENTS)].reset_index()
+    numbers.columns = ["of", "as", "estimator", "along", "cosine"]
+    # A gradient of 0 has no direction, and rounding differs from machine to machine.
+    nothing = numbers["along"].abs() < ROUNDING
+    numbers.loc[nothing, ["along", "cosine"]] = [0.0, float("nan")]
+    shown = numbers.assign(gradient=list(GRADIENTS.values()))
+    caption = (
+        f"Mean gradient of each estimator of the KL, {counted(len(found), 'random world')} with {nats} nats an action: "
+        "its length along the gradient of KL[π‖ρ] of whole actions, in units of that, and the cosine between them."
+    )
+    return Table(numbers, caption, shown[["of", "as", "estimator", "gradient", "along", "cosine"]])

@@ -28,7 +28,7 @@ MENDED = {
     "released_5": "+ AdamW, float32",
     "released_6": "+ τ = 0.9, λ = 1",
 }
-OTHERS = {"etpo_residual": "ETPO, residual reading of Q"}
+OTHERS = {"etpo_exact": "ETPO, exact policy step", "etpo_residual": "ETPO, residual reading of Q"}
 FLOOR = 1e-3  # of the logarithmic axis
 
 
@@ -136,7 +136,7 @@ def table(data: Regrets) -> Table:
     rows = numbers.to_dict("records")
     shown = pd.DataFrame(
         {
-            "Variant": [_name(row["variant"]) for row in rows],
+            "Variant": [name_of(row["variant"]) for row in rows],
             "Regret": [f"{row['regret']:.3f}" for row in rows],
             "Best and worst world": [f"{row['least']:.3f}, {row['most']:.3f}" for row in rows],
             "Learning rate": [f"{row['learning_rate']:g}" for row in rows],
@@ -167,7 +167,8 @@ def _draw(axes: Axes, data: Regrets, variants: Sequence[str], look: Callable[[in
     axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), borderaxespad=0.0)
 
 
-def _name(variant: str) -> str:
+def name_of(variant: str) -> str:
+    """The words for a variant, whether it has a label or not."""
     if variant in OTHERS:
         return OTHERS[variant]
     if variant in MENDED and variant not in LABELS:

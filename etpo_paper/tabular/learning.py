@@ -74,7 +74,17 @@ def regret(world: World, best: Tensor, policy_logits: Tensor, beta: float, gamma
 
 
 def learn(
-    method: Method, world: World, *, updates: int, count: int, steps: int, seed: int, beta: float, gamma: float
+    method: Method,
+    world: World,
+    *,
+    updates: int,
+    count: int,
+    steps: int,
+    seed: int,
+    beta: float,
+    gamma: float,
+    behaviour: Tensor | None = None,
+    every: int = 1,
 ) -> Sequence[float]:
     """Trains a method on sampled episodes of a world.
 
@@ -87,15 +97,19 @@ def learn(
         seed: of the sampling.
         beta: of the regret.
         gamma: of the regret.
+        behaviour: [S, P, V] logits of the policy that acts; None for the one that learns.
+        every: updates between two looks at the regret.
 
     Returns:
-        The regret before the first update and after each.
+        The regret before the first update and after each `every`-th.
     """
     networks, environments = TabularNetworks(world), TabularEnvironments(world, count, seed)
     best, _, _ = world.action_optimum(beta, gamma)
     method.start(networks, Alone())
     curve = [regret(world, best, networks.policy_logits, beta, gamma)]
-    for _ in range(updates):
-        method.update(environments.collect(networks.policy_logits, steps))
-        curve.append(regret(world, best, networks.policy_logits, beta, gamma))
+    for update in range(1, updates + 1):
+        acting = networks.policy_logits if behaviour is None else behaviour
+        method.update(environments.collect(acting, steps))
+        if update % every == 0:
+            curve.append(regret(world, best, networks.policy_logits, beta, gamma))
     return curve

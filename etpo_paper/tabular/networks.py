@@ -40,20 +40,22 @@ class TabularNetworks:
     Args:
         world: whose prefixes the tables cover.
         momentum: first beta of AdamW.
+        dtype: of tables and rewards.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, world: World, momentum: float = 0.9):
-        self.momentum = momentum
+    def __init__(self, world: World, momentum: float = 0.9, dtype: torch.dtype = torch.float32):
+        self.momentum, self.dtype = momentum, dtype
         states, self._prefixes, vocabulary = world.reference_logits.shape
-        self._reference = world.reference_logits.float().flatten(0, 1)
+        self._reference = world.reference_logits.to(dtype).flatten(0, 1)
         rows = states * self._prefixes
-        self._code = torch.eye(rows)
+        self._code = torch.eye(rows, dtype=dtype)
         self._tables = {
-            role: nn.Parameter(torch.zeros(rows, vocabulary)) for role in ("policy", "critic", "target_critic")
+            role: nn.Parameter(torch.zeros(rows, vocabulary, dtype=dtype))
+            for role in ("policy", "critic", "target_critic")
         }
-        self.value_head = nn.Linear(rows, 1, bias=False)
+        self.value_head = nn.Linear(rows, 1, bias=False, dtype=dtype)
         nn.init.zeros_(self.value_head.weight)
         self._prefix_of = {
             tuple(action[:j].tolist()): int(prefix)
@@ -79,7 +81,7 @@ class TabularNetworks:
         batch = TabularBatch(
             transitions=transitions,
             lengths=torch.tensor([len(t.action) for t in transitions]),
-            reward=torch.tensor([t.reward for t in transitions]),
+            reward=torch.tensor([t.reward for t in transitions], dtype=self.dtype),
             terminated=torch.tensor([t.terminated for t in transitions]),
             rows=torch.tensor(rows),
             tokens=torch.tensor([token for t in transitions for token in t.action]),

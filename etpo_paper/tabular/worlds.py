@@ -14,7 +14,7 @@ does.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -220,14 +220,9 @@ def random_world(seed: int, states: int = 3, vocabulary: int = 4, longest: int =
     """
     end = vocabulary - 1
     going_on = [list(itertools.product(range(end), repeat=depth)) for depth in range(longest)]
-    prefix_of = {prefix: number for number, prefix in enumerate(itertools.chain(*going_on))}
-    actions = [prefix + (end,) for prefix in prefix_of]  # ended by the end token
+    actions = [prefix + (end,) for prefix in itertools.chain(*going_on)]  # ended by the end token
     actions += [prefix + (token,) for prefix in going_on[-1] for token in range(end)]  # cut off
-    tokens = torch.zeros(len(actions), longest, dtype=torch.long)
-    prefixes = torch.zeros_like(tokens)
-    for row, action in enumerate(actions):
-        tokens[row, : len(action)] = torch.tensor(action)
-        prefixes[row, : len(action)] = torch.tensor([prefix_of[action[:j]] for j in range(len(action))])
+    tokens, lengths, prefixes, count = laid_out(actions)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -236,13 +231,28 @@ def random_world(seed: int, states: int = 3, vocabulary: int = 4, longest: int =
     shape = (states, len(actions))
     return World(
         tokens=tokens,
-        lengths=torch.tensor([len(action) for action in actions]),
+        lengths=lengths,
         prefixes=prefixes,
         transition=torch.softmax(normal(*shape, states), dim=-1),
         reward=2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1,
         terminated=torch.rand(*shape, generator=generator) < done_share,
-        reference_logits=normal(states, len(prefix_of), vocabulary),
+        reference_logits=normal(states, count, vocabulary),
     )
+
+
+def laid_out(actions: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """`tokens`, `lengths` and `prefixes` of a `World` for these actions, and how many prefixes there are.
+
+    Prefixes are numbered by length and then in order, so that the empty one is 0. No action may begin with another.
+    """
+    found = {action[:j] for action in actions for j in range(len(action))}
+    prefix_of = {prefix: number for number, prefix in enumerate(sorted(found, key=lambda p: (len(p), p)))}
+    tokens = torch.zeros(len(actions), max(map(len, actions)), dtype=torch.long)
+    prefixes = torch.zeros_like(tokens)
+    for row, action in enumerate(actions):
+        tokens[row, : len(action)] = torch.tensor(action)
+        prefixes[row, : len(action)] = torch.tensor([prefix_of[action[:j]] for j in range(len(action))])
+    return tokens, torch.tensor([len(action) for action in actions]), prefixes, len(prefix_of)
 
 
 def random_policy(world: World, seed: int) -> Tensor:

@@ -1,6 +1,9 @@
 """The update rules at work on a tiny language model: what they learn, what they report, and what they survive."""
 
+import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ from etpo_paper.model.batches import LanguageBatch, Sequences
 from etpo_paper.training.loop import set_rates
 
 TRAINED = ["etpo", "etpo_action_level", "etpo_memory", "etpo_on_logits", "ppo_kl", "ppo_kl_memory", "poad", "ntpo"]
-VARIANTS = ("etpo_memory", "etpo_on_logits", "ppo_kl_memory", "ntpo", "released")
+TRAINED += ["tbrm", "shiq", "oreo", "grpo", "rloo"]
+VARIANTS = ("etpo_memory", "etpo_on_logits", "ppo_kl_memory", "ntpo", "released", "shiq", "rloo")
 PROMPT, FAILED = (1, 2, 3), (1, 2, 3, 9, 9)
 
 
@@ -72,9 +76,9 @@ def draw(agent, count, good, seed, length=2):
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_learns_which_tokens_earn_the_reward(make_agent, settings, name):
     agent = make_agent()
-    fast = {"policy_lr": 5e-3}
+    fast = {"policy_lr": 1e-2 if name == "shiq" else 5e-3}  # whose logits have every V to learn as well
     fast |= {"critic_lr": 3e-3} if name.startswith("etpo") else {"value_lr": 0.03}
-    method = started(name, settings, agent, **fast)
+    method = started(name, settings, agent, **{k: v for k, v in fast.items() if k in settings.methods[name]})
     # Half of the vocabulary, told apart by a direction of the head, so that a change of the hidden state can do it.
     head = agent.networks.head_weight
     side = head @ torch.randn(head.shape[1], generator=torch.Generator().manual_seed(0))
@@ -273,6 +277,13 @@ def test_a_wrong_setting_of_a_method_is_one_clear_line(settings, changes, messag
         build_method("etpo", {key: value for key, value in section.items() if value is not None})
 
 
+def test_what_the_new_methods_take_is_checked_as_well(settings):
+    with pytest.raises(UserError, match="methods.tbrm.beta: got 0.0, expected more than 0"):
+        build_method("tbrm", {**settings.methods["tbrm"].plain(), "beta": 0.0})
+    with pytest.raises(UserError, match="methods.grpo.kl: got 'k4', expected 'k1', 'k2', 'k3' or 'full'"):
+        build_method("grpo", {**settings.methods["grpo"].plain(), "kl": "k4"})
+
+
 def ppo_critic_loss(make_agent, settings, batch, beta, by=0.0):
     """The critic's loss of a first update with V = 0.5 everywhere: the mean of (0.5 - return)^2."""
     agent = make_agent()
@@ -339,14 +350,21 @@ def test_credit_is_what_the_method_held_of_each_token_before_it_learnt(make_agen
     assert [len(c) for c in fresh] == [3, 1]
     if name.startswith("etpo"):
         assert fresh == [[0, 0, 0], [0]]  # the critic is still the reference: no token is better than another
+    elif name in ("tbrm", "shiq", "oreo"):
+        assert sum(fresh, []) == pytest.approx([0, 0, 0, 0], abs=1e-6)  # nor is it in the logits
     elif name.startswith("ppo_kl"):
         assert fresh == [[-1, -1, -1], [0.75]]
+    elif name == "grpo":  # in deviations of the group, which learning does not change
+        assert fresh == [pytest.approx([-1, -1, -1]), pytest.approx([1])]
+        return
+    elif name == "rloo":  # the failed try led to the other one
+        assert fresh == [pytest.approx([0.99 * 0.75 - 1.75] * 3), pytest.approx([1.75 - 0.99 * 0.75])]
     else:  # V is still 0: what is behind a token comes down to the reward, less at each step away from it
         shrink = method.lam * method.inner_discount
         assert fresh == [pytest.approx([-(shrink**2), -shrink, -1]), pytest.approx([0.75])]
     learnt = method.update(batch).credit
     assert learnt != fresh
-    if name in ("etpo", "etpo_on_logits"):
+    if name in ("etpo", "etpo_on_logits", "tbrm", "shiq", "oreo"):
         assert max(learnt[0]) < 0 < learnt[1][0], "the failed action is held worse, the other better"
 
 
@@ -510,3 +528,24 @@ def test_a_memory_survives_a_checkpoint(make_agent, settings, name):
     other = started(name, settings, make_agent())
     other.set_state(method.get_state())
     assert other.memory.best == method.memory.best
+
+
+# How often an update runs a network over its batch, by `docs/methods.md`: without a gradient, and with one.
+RUNS = {"ppo_kl": (4, 2), "poad": (4, 4), "etpo": (3, 1), "etpo_on_logits": (7, 2), "tbrm": (1, 1), "shiq": (1, 1)}
+RUNS |= {"oreo": (1, 2), "grpo": (3, 2), "rloo": (3, 1)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_update_runs_the_networks_as_often_as_the_documentation_says(make_agent, settings, name, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{name}`.*\| {RUNS[name][0]} \+ {RUNS[name][1]} \|", page, re.MULTILINE)
+    agent, runs = make_agent(), Counter()
+    hidden = agent.networks.hidden
+
+    def counted(role, sequences, grad=False):
+        runs[grad] += 1
+        return hidden(role, sequences, grad)
+
+    monkeypatch.setattr(agent.networks, "hidden", counted)
+    started(name, settings, agent).update([one(PROMPT, (4, 5, 6), -1.0), one(PROMPT, (7,), 0.75)])
+    assert (runs[False], runs[True]) == RUNS[name]

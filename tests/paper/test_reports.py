@@ -18,6 +18,7 @@ from etpo_paper.report import (
     ablations,
     advantages,
     algorithm,
+    benchmark,
     consistency,
     convergence,
     credit,
@@ -580,6 +581,24 @@ def test_a_variant_without_a_label_is_shown_by_its_name(other):
     path.write_text(path.read_text().replace("released_1", "new_idea").replace("ppo_kl", "etpo_residual"))
     shown = learning.table(learning.load("smoke")).cells()["Variant"].tolist()
     assert shown == ["Released code", "ETPO", "ETPO, residual reading of Q", "new_idea"]
+
+
+def test_the_benchmark_shows_the_share_of_the_regret_that_is_left(root):
+    data = benchmark.load("smoke", {"early": "early token", "long": "long action"})
+    assert data.variants == ["ppo_kl", "grpo", "etpo"]
+    of = data.of("early").loc["etpo"]
+    # Four runs that end at 0.20 to 0.23, of a regret of 2.
+    assert of["left"] == pytest.approx(0.1075) and of["middle"] == 0.5
+    assert 0.1 <= of["left_low"] < of["left"] < of["left_high"] <= 0.115
+    assert data.of("mean").loc["etpo", "left"] == pytest.approx((0.1075 + 0.2075) / 2)
+    assert data.undecided("early") == ["etpo"]
+    shown = benchmark.table(data).cells()
+    assert list(shown.columns) == ["Method", "early token", "long action", "Mean", "Rate"]
+    assert shown.set_index("Method").loc["ETPO"].tolist() == ["**0.11**", "**0.21**", "**0.16**", "0.1"]
+    assert "ETPO 0.16; PPO-KL 0.31; GRPO 0.46" in benchmark.answer(data)
+    panels = [axes for axes in benchmark.figure(data).axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["early token", "long action", "mean over kinds"]
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["PPO-KL", "GRPO", "ETPO"]
 
 
 def test_regrets_that_lack_are_one_line(other):

@@ -18,8 +18,8 @@ INDEX = "00_index"  # holds no code, see tests/paper/test_index.py
 ALL = sorted(path for path in (fixtures.CHECKOUT / "notebooks").glob("*.ipynb") if path.stem != INDEX)
 WRITES = {
     "algorithm": {"workflow": "f", "algorithm": "t", "readings_of_q": "t"},
-    "consistency": {"gap_by_inner_discount": "ft"},
-    "learning": {"regret": "ft"},
+    "consistency": {"gap_by_inner_discount": "ft", "kl_gradients": "t"},
+    "learning": {"regret": "ft", "benchmark": "ft"},
     "dataset_table": {"datasets": "t", "class_counts": "f"},
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},

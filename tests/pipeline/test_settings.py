@@ -257,6 +257,10 @@ MISTAKES = [
         "splits must never have given a reward; change it in params.yaml",
     ),
     (top("perplexity", stride=600), "perplexity.stride: got 600, expected at most perplexity.window, 512; change .*"),
+    (
+        lambda p: p["scales"]["smoke"]["worlds"]["benchmark"].update(worlds=[0]),
+        "scales.smoke.worlds.benchmark.worlds: got [0], expected seeds other than worlds.tuning_seed 0: .*",
+    ),
     (top("worlds", tuning_seed=1), "scales.smoke.worlds.seeds: got [1], expected seeds other than worlds.tuning_.*"),
     (
         lambda p: p["worlds"]["variants"]["ppo_kl"].update(clp=0.1),
@@ -307,7 +311,7 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
         (base_model.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
         (warm_start.main, ["--model", "tinny"], "error: unknown model 'tinny'; did you mean 'tiny'? choose one of: .*"),
         (data.main, ["--task", "iris"], "error: unknown task 'iris'; choose one of: airlines, .*"),
-        (worlds.main, ["--scale", "retuning"], "error: unknown method 'etpo_on_logits' in worlds.variants.etpo_.*"),
+        (worlds.main, ["--scale", "retuning"], "error: unknown method 'poad' in worlds.variants.poad.*"),
         (
             figures.main,
             ["--scale", "laptop", "--notebook", "mian_table"],
