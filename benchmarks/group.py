@@ -31,6 +31,7 @@ from etpo_paper.base.settings import load_settings
 from etpo_paper.environment.prompts import task_prompt
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
+from etpo_paper.model.trunk import Part, Passed, Trunk
 from etpo_paper.training.run import Run
 from pipeline import data, models
 from pipeline.group import passes
@@ -39,20 +40,26 @@ from pipeline.train import Common
 WAYS = ("together", "alone", "generate")
 
 
+def alone(request: tuple[Trunk, Part]) -> Passed:
+    """A pass for one run."""
+    trunk, part = request
+    return trunk.forward([part])[0]
+
+
 def measure(scale: str, task_name: str, runs: int, rows: int, turns: int) -> list[dict[str, Any]]:
     """The rows of the table, one for each turn of each way."""
     settings, task, device = load_settings(scale, "etpo"), data.table(task_name), torch.device("cpu")
     training = settings.training
     models.model(settings.model)
-    asks: list[Callable[..., Any]] = [lambda trunk, part: trunk.forward([part])[0]] * runs
+    asks: list[Callable[..., Any]] = [alone] * runs
 
-    def forward(number: int) -> Callable[..., Any]:
-        return lambda trunk, part: asks[number](trunk, part)
+    def asking(number: int) -> Callable[..., Any]:
+        return lambda request: asks[number](request)
 
     with Common() as common:
         precision = common.choice(training.precision).precision
         agents = [
-            common.agent(Run(scale, "etpo", task_name, seed), settings, device, True, precision, forward(seed))
+            common.agent(Run(scale, "etpo", task_name, seed), settings, device, True, precision, asking(seed))
             for seed in range(runs)
         ]
     for agent in agents:
@@ -76,13 +83,13 @@ def measure(scale: str, task_name: str, runs: int, rows: int, turns: int) -> lis
 
         def job(number: int) -> Callable[..., None]:
             def run(ask: Callable[..., Any]) -> None:
-                asks[number] = lambda trunk, part: ask((trunk, part))
+                asks[number] = ask
                 written[number] = act(agents[number], 100 * turn + number)
 
             return run
 
         errors = Lockstep(passes).run([job(number) for number in range(runs)])
-        asks[:] = [lambda trunk, part: trunk.forward([part])[0]] * runs
+        asks[:] = [alone] * runs
         assert not any(errors), errors
         return written
 

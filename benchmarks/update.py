@@ -77,8 +77,8 @@ from etpo_paper.methods import build_method
 from etpo_paper.methods.released import Lion
 from etpo_paper.model import networks
 from etpo_paper.model.agent import Agent
-from etpo_paper.model.trunk import packed
 from etpo_paper.model.loading import CONTINUATION, load_model
+from etpo_paper.model.trunk import packed
 
 OURS, WHOLE, WHOLE_FAST, TRL, LIMIT = "ours", "whole logits", "whole logits, fast products", "TRL GRPO", "limit"
 OURS_ALL, LIMIT_ALL = f"{OURS}, all layers", f"{LIMIT}, all layers"

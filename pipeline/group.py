@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import HELD, HeldError
-from etpo_paper.base.lockstep import Ask, Lockstep
+from etpo_paper.base.lockstep import Lockstep
 from etpo_paper.base.machine import one_heap
 from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import check_task
@@ -24,7 +24,7 @@ from etpo_paper.report.names import counted
 from etpo_paper.training.run import Run
 from pipeline import entry
 from pipeline.resolve import resolve
-from pipeline.train import Common, run_stage
+from pipeline.train import Asks, Common, run_stage
 
 Request = tuple[Trunk, Part]
 
@@ -42,8 +42,8 @@ def make(runs: Sequence[Run]) -> list[Exception | None]:
     one_heap()
     with Common(steps, counted(len(runs), "run")) as common:
 
-        def job(run: Run, of_run: Settings) -> Callable[[Ask[Request, Passed]], None]:
-            return lambda ask: run_stage(run, of_run, common, lambda trunk, part: ask((trunk, part)))
+        def job(run: Run, of_run: Settings) -> Callable[[Asks], None]:
+            return lambda ask: run_stage(run, of_run, common, ask)
 
         return Lockstep(passes).run([job(run, of_run) for run, of_run in settings.items()])
 

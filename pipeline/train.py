@@ -10,7 +10,8 @@ share the work of a run (see `etpo_paper.base.distributed`).
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel
 
 from etpo_core.errors import UserError
 from etpo_core.interfaces import Method
-from etpo_core.sandbox import SandboxPool
+from etpo_core.sandbox import Outcome, SandboxPool
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import HELD, HeldError, sole_maker
+from etpo_paper.base.lockstep import Ask
 from etpo_paper.base.machine import Choice, choose
 from etpo_paper.base.provenance import commit, device_name, versions, write_json
 from etpo_paper.base.settings import Sandbox, Settings
@@ -44,7 +46,7 @@ from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
 KEPT = "finished with the same settings, kept"
-Forward = Callable[[Trunk, Part], Passed]
+Asks = Ask[tuple[Trunk, Part], Passed]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,7 +105,7 @@ class Common:
         return self._choices[precision]
 
     def agent(
-        self, run: Run, settings: Settings, device: torch.device, trains: bool, precision: str, forward: Forward | None
+        self, run: Run, settings: Settings, device: torch.device, trains: bool, precision: str, ask: Asks | None
     ) -> Agent:
         """An agent with adapters of its own on weights that it shares with the other agents, see `load_agent`."""
         key = settings.model, precision
@@ -112,6 +114,7 @@ class Common:
             trunk = Trunk(model, getattr(torch, precision)) if llama.fits(model) else None
             self._models[key] = model, tokenizer, card, trunk
         model, *more, trunk = self._models[key]
+        forward = None if ask is None else lambda trunk, part: ask((trunk, part))
         return _agent((twin(model), *more), run, settings, trains, precision, trunk=trunk, forward=forward)
 
     def shows(self, run: Run, row: Mapping[str, Any], new: int) -> None:
@@ -126,14 +129,32 @@ class Common:
         return self._bar is not None
 
 
-def run_stage(run: Run, settings: Settings, common: Common | None = None, forward: Forward | None = None) -> None:
+class Patient:
+    """An executor whose caller lets the other runs of a group go on while its programs are executed.
+
+    Args:
+        pool: the executor.
+        ask: see `base.lockstep`.
+    """
+
+    def __init__(self, pool: SandboxPool, ask: Asks):
+        self._pool, self._ask = pool, ask
+        self.tier, self.layers, self.ahead = pool.tier, pool.layers, pool.ahead
+
+    def score_many(self, *arguments: Any) -> list[Outcome]:
+        """See `SandboxPool.score_many`."""
+        with ThreadPoolExecutor(1) as thread:
+            return self._ask(thread.submit(self._pool.score_many, *arguments))
+
+
+def run_stage(run: Run, settings: Settings, common: Common | None = None, ask: Asks | None = None) -> None:
     """Makes the run, or says why it is not needed or not possible, and writes its card.
 
     Args:
         run: names it.
         settings: of its scale and method.
         common: what it shares with other runs of this process; None for a run alone.
-        forward: see `decoder.LlamaDecoder`.
+        ask: of the group that it belongs to, see `base.lockstep`; takes a trunk with a part, or a future.
     """
     method = build_method(run.method, settings.methods[run.method].plain())
     distributed.check_share(settings.training.environments)
@@ -153,7 +174,7 @@ def run_stage(run: Run, settings: Settings, common: Common | None = None, forwar
         if not distributed.from_first(kept):  # another process may have finished it in between
             if common is None:
                 common = stack.enter_context(Common())
-            _make(run, settings, method, task, model_card, common, forward)
+            _make(run, settings, method, task, model_card, common, ask)
 
 
 def _make(
@@ -163,7 +184,7 @@ def _make(
     task: Task,
     model_card: dict[str, Any],
     common: Common,
-    forward: Forward | None,
+    ask: Asks | None,
 ) -> None:
     device, first = distributed.device(), distributed.rank() == 0
 
@@ -196,12 +217,15 @@ def _make(
         model_card = distributed.from_first(lambda: models.model(settings.model))
         chosen = common.choice(settings.training.precision) if device.type == "cpu" else None
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
-        agent = common.agent(run, settings, device, method.trains, precision, forward)
+        agent = common.agent(run, settings, device, method.trains, precision, ask)
     started = time.time()
     whose = distributed.from_first(make_room)
     if first:
         note(run, settings, model_card, task)
-    executor, title = common.executor(settings.sandbox), f"{run.method} {run.task} {run.seed}"
+    executor: Any = common.executor(settings.sandbox)
+    if ask is not None:
+        executor = Patient(executor, ask)
+    title = f"{run.method} {run.task} {run.seed}"
     bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first or common.has_bar)
     with bar, live.curves(run, first) as curves:
         networks = agent.networks if method.trains else None

@@ -84,8 +84,7 @@ class PPOKL:
             (error.sum() / len(transitions)).backward()
             sums["critic_loss"] += float(error.detach().sum())
             networks.step(value_optimiser)
-        sums = reducer.total(sums)
-        passes = len(transitions) * self.epochs
+        sums, passes = reducer.total(sums), len(transitions) * self.epochs
         logged = {
             "policy_loss": sums["policy_loss"] / passes,
             "critic_loss": sums["critic_loss"] / passes,

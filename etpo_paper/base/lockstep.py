@@ -2,18 +2,19 @@
 
 Each run of a group is written as if it were alone: it draws a batch, learns from it, and so on. `Lockstep` gives each
 a thread, but lets only one of them go on at any moment: until it asks for something, for instance a pass of the model
-over its tokens. When all have asked or ended, all requests are answered at once, and the first goes on. The order never
-depends on how fast anything is, so a group does the same every time.
+over its tokens. When all have asked or ended, all requests are answered at once, and the first goes on. A function that
+waits for something outside, as for the executor, asks for a future; the others go on until that is done.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, Generic, TypeVar
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-Ask = Callable[[Request], Answer]
+Ask = Callable[[Request | Future[Any]], Answer]
 
 
 class Stopped(BaseException):
@@ -33,6 +34,8 @@ class Lockstep(Generic[Request, Answer]):
     def run(self, functions: Sequence[Callable[[Ask[Request, Answer]], None]]) -> list[Exception | None]:
         """Calls each function with another one, `ask`, that takes a request and returns its answer.
 
+        The request may be a future. It is answered with its result, or raises its exception, when it is done.
+
         Returns:
             For each function the exception that ended it, or None. An exception of one does not disturb the others.
 
@@ -41,12 +44,18 @@ class Lockstep(Generic[Request, Answer]):
                 are stopped first, each at the next request that it makes.
         """
         members = [_Member(function) for function in functions]
-        asking: list[_Member[Request, Answer]] = []
         try:
             asking = [m for m in members if m.begin()]
             while asking:
-                answers = self._answer([m.request for m in asking])
-                asking = [m for m, given in zip(asking, answers, strict=True) if m.go_on(given)]
+                futures = {m: m.request for m in asking if isinstance(m.request, Future)}
+                requests = {m: m.request for m in asking if not isinstance(m.request, Future)}
+                if not requests:
+                    wait(futures.values(), return_when=FIRST_COMPLETED)
+                ended = {m for m, future in futures.items() if future.done() and not m.go_on(None)}
+                # What a member asks for when its future is done is answered the next time, with the others' requests.
+                answers = self._answer(list(requests.values())) if requests else []
+                ended |= {m for m, given in zip(requests, answers, strict=True) if not m.go_on(given)}
+                asking = [m for m in asking if m not in ended]
         except BaseException:
             for member in members:
                 member.stop()
@@ -57,12 +66,12 @@ class Lockstep(Generic[Request, Answer]):
 class _Member(Generic[Request, Answer]):
     """One function in a thread of its own."""
 
-    request: Request
+    request: Request | Future[Any]
 
     def __init__(self, function: Callable[[Ask[Request, Answer]], None]):
         self.error: BaseException | None = None
         self._function = function
-        self._answers: queue.SimpleQueue[Answer | Stopped] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Answer | Stopped | None] = queue.SimpleQueue()
         self._pauses: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether it has asked; False when it has ended
         self._thread = threading.Thread(target=self._work)
 
@@ -71,8 +80,8 @@ class _Member(Generic[Request, Answer]):
         self._thread.start()
         return self._asks()
 
-    def go_on(self, answer: Answer) -> bool:
-        """Runs the function up to its next request; whether there is one."""
+    def go_on(self, answer: Answer | None) -> bool:
+        """Runs the function up to its next request; whether there is one. A future needs no answer."""
         self._answers.put(answer)
         return self._asks()
 
@@ -97,10 +106,10 @@ class _Member(Generic[Request, Answer]):
             self.error = error
         self._pauses.put(False)
 
-    def _ask(self, request: Request) -> Answer:
+    def _ask(self, request: Request | Future[Any]) -> Any:
         self.request = request
         self._pauses.put(True)
         answer = self._answers.get()
         if isinstance(answer, Stopped):
             raise answer
-        return answer
+        return request.result() if isinstance(request, Future) else answer

@@ -1,6 +1,7 @@
 """Functions that run one at a time and are answered together."""
 
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -61,3 +62,27 @@ def test_where_answering_fails_all_functions_are_ended(error):
     with pytest.raises(error):
         Lockstep(answer).run([function, function])
     assert ended == [1, 1] and threading.active_count() == before
+
+
+def test_while_one_waits_for_a_future_the_others_go_on():
+    outside, order = Future(), []
+
+    def waits(ask):
+        order.append(ask(outside))
+        order.append(ask("last"))
+
+    def works(ask):
+        order.extend(ask(i) for i in range(3))
+        outside.set_result("done")
+        order.append(ask("more"))
+
+    assert Lockstep(lambda requests: requests).run([waits, works]) == [None, None]
+    assert order[:4] == [0, 1, 2, "done"] and sorted(order[4:]) == ["last", "more"]
+
+
+def test_a_future_that_fails_is_an_error_of_the_one_that_waits_for_it():
+    outside = Future()
+    outside.set_exception(ValueError("outside"))
+    done = []
+    first, second = Lockstep(lambda requests: requests).run([lambda ask: ask(outside), lambda ask: done.append(ask(1))])
+    assert str(first) == "outside" and second is None and done == [1]
