@@ -255,12 +255,15 @@ def _make(
             print(f"{run.folder}: some answers were empty ({agent.empty_answers()})")
     if method.trains:
         agent.save_policy(run.folder / "checkpoint" / "policy")
+    trunk = None if chat is not None else agent.networks.trunk
+    rows = None if trunk is None else trunk.rows
     host = {
         "commit": commit(),
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "executor": walls,
         "machine": chosen and chosen.plain(),
+        "rows": rows and rows._asdict(),
         "seconds_since_last_start": round(time.time() - started, 1),
     }
     write_json(run.folder / HOST, host)

@@ -33,7 +33,7 @@ def run(scale, results):
     Returns:
         What the agent holds before and after it, each as one vector, and how many programs were executed here.
     """
-    agents, before, executor, load = [], [], StubExecutor(), train.load_agent
+    agents, before, executor, load = [], [], StubExecutor(), train.Common.agent
 
     def load_moved(*arguments, **options):
         agents.append(load(*arguments, **options))
@@ -46,7 +46,7 @@ def run(scale, results):
         return agents[0]
 
     with pytest.MonkeyPatch.context() as patch, nothing_is_timed():
-        patch.setattr(train, "load_agent", load_moved)
+        patch.setattr(train.Common, "agent", load_moved)
         patch.setattr(pipeline.executor, "SandboxPool", lambda *_, **__: executor)
         patch.setattr(paths, "RESULTS", results)
         start(scale)
