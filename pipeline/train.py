@@ -110,12 +110,27 @@ class Common:
         """An agent with adapters of its own on weights that it shares with the other agents, see `load_agent`."""
         key = settings.model, precision
         if key not in self._models:
-            model, tokenizer, card = load_model(settings.model, _dtype(device), device)
+            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+            model, tokenizer, card = load_model(settings.model, dtype, device)
             trunk = Trunk(model, getattr(torch, precision)) if llama.fits(model) else None
             self._models[key] = model, tokenizer, card, trunk
         model, *more, trunk = self._models[key]
         forward = None if ask is None else lambda trunk, part: ask((trunk, part))
-        return _agent((twin(model), *more), run, settings, trains, precision, trunk=trunk, forward=forward)
+        training = settings.training
+        return Agent(
+            twin(model),
+            *more,
+            forward,
+            rank=training.lora_rank if trains else None,
+            alpha=training.lora_alpha,
+            layers=training.lora_layers,
+            seed=run.seed,
+            precision=precision,
+            momentum=training.momentum,
+            grad_norm=training.grad_norm,
+            micro_batch_tokens=training.micro_batch_tokens,
+            trunk=trunk,
+        )
 
     def shows(self, run: Run, row: Mapping[str, Any], new: int) -> None:
         """Moves the common bar on by some steps of a run, if there is one."""
@@ -287,28 +302,7 @@ def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool,
 
     Its products are taken in `precision`, by default that of the settings.
     """
-    loaded = load_model(settings.model, _dtype(device), device)
-    return _agent(loaded, run, settings, trains, precision or settings.training.precision)
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
-def _agent(loaded: Any, run: Run, settings: Settings, trains: bool, precision: str, **more: Any) -> Agent:
-    training = settings.training
-    return Agent(
-        *loaded,
-        rank=training.lora_rank if trains else None,
-        alpha=training.lora_alpha,
-        layers=training.lora_layers,
-        seed=run.seed,
-        precision=precision,
-        momentum=training.momentum,
-        grad_norm=training.grad_norm,
-        micro_batch_tokens=training.micro_batch_tokens,
-        **more,
-    )
+    return Common().agent(run, settings, device, trains, precision or settings.training.precision, None)
 
 
 def finished(run: Run, settings: Settings) -> bool:

@@ -111,11 +111,12 @@ class Trunk:
         self.dtype, self.shape = dtype, llama.shape(model)
         self.layers = list(llama.layers(model, dtype))
         self._embed, self._rotary = causal.model.embed_tokens, causal.model.rotary_emb
-        self._head_weight, self._norm_weight = causal.lm_head.weight, causal.model.norm.weight
+        self._head_weight = causal.lm_head.weight
         self.device: torch.device = causal.lm_head.weight.device
         # x / sqrt(mean(x^2) + epsilon) = sqrt(H) x / sqrt(|x|^2 + H epsilon): the norm in fewer operations.
         size = causal.config.hidden_size
         self._root, self._least = size**0.5, torch.tensor((size * self.shape.epsilon) ** 0.5, device=self.device)
+        self._norm = causal.model.norm.weight.detach().float() * self._root
 
     @cached_property
     def _packed(self) -> list[_Layer]:
@@ -183,7 +184,7 @@ class Trunk:
             x += product("down", F.silu(gate, inplace=True).mul_(up))
         every = zip(parts, x.split(sizes), strict=True)
         wanted = [rows if part.wanted is None else rows[part.wanted] for part, rows in every]
-        logits = self._blocked(self._head, self._normed(torch.cat(wanted), self._norm_weight.float() * self._root))
+        logits = self._blocked(self._head, self._normed(torch.cat(wanted), self._norm))
         return [Passed(*pair) for pair in zip(logits.split([len(rows) for rows in wanted]), below, strict=True)]
 
     def _blocked(self, product: Product, x: Tensor) -> Tensor:
