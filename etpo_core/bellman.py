@@ -13,7 +13,7 @@ counted from 0, belongs to the prefix (s, w¹…wʲ), from which token j of the 
 
 The soft value at j is E_{w~π}[Q(s, w¹…wʲ, w)] - β KL[π‖ρ](s, w¹…wʲ), and the target at j is for Q of the token drawn
 at j. The discount inside an action is 1; γ stands between an action and the next. `terminated` marks an action that
-ended its episode: no state follows it. An episode that was truncated at the step limit is not terminated, and
+ended its episode: no state follows it. An episode that was cut off before its end is not terminated, and
 bootstraps from the state it reached.
 
 Nothing is reduced, detached or moved here; the caller does that. Results are float32, or float64 if an input is. Every

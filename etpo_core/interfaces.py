@@ -33,9 +33,9 @@ class Transition:
         action: token ids of the action a_t as sampled, end token included.
         log_probs: log μ of each action token, where μ is the behaviour policy: the distribution it was drawn from.
         reward: r(s_t, a_t).
-        terminated: whether the episode ended by itself, so that no state follows.
-        next_prompt: token ids of s_{t+1}; None when terminated. An episode that was truncated at the step limit has
-            one, and is bootstrapped from it.
+        terminated: whether the episode ended with this action, so that no state follows.
+        next_prompt: token ids of s_{t+1}; None when terminated. An episode that was truncated has one, and is
+            bootstrapped from it.
         environment: the number of the environment in which the action was taken.
     """
 

@@ -40,6 +40,7 @@ def written(agent: Agent, settings: Settings, task_name: str, count: int, enviro
             count=environments,
             split_seeds=environment.split_seeds,
             max_steps=environment.max_steps,
+            bootstrap_at_limit=environment.bootstrap_at_limit,
             failure_reward=environment.failure_reward,
             forbid_grid_search=environment.forbid_grid_search,
         )

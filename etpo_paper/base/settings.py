@@ -69,6 +69,7 @@ class Environment(Typed):
     """The text MDP."""
 
     max_steps: Count
+    bootstrap_at_limit: bool
     split_seeds: Seeds
     failure_reward: float
     forbid_grid_search: bool

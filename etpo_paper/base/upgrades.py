@@ -86,6 +86,11 @@ RULES = (
         drop=("ignore_sampling",),
         rename={"reading": "parameterisation"},
     ),
+    Rule(
+        "an episode that reached the step limit always was bootstrapped",
+        section="environment",
+        default={"bootstrap_at_limit": True},
+    ),
 )
 
 

@@ -1,8 +1,8 @@
 """The text MDP: states are prompts, actions are bodies of `build_model`, the reward is what the code scores.
 
 An episode starts from the task's prompt. Code that runs earns its mean ROC AUC over the shared 50/50 splits and ends
-the episode; code that fails in any way earns -1, and the next state shows the failed body with its error. After
-`max_steps` tries the episode is truncated. Several episodes of one task run side by side, because the model writes and
+the episode; code that fails in any way earns -1, and the next state shows the failed body with its error. The try
+number `max_steps` ends the episode as well, as the paper has it: nothing follows, and nothing is bootstrapped. Several episodes of one task run side by side, because the model writes and
 the executor scores many programs at once.
 """
 
@@ -29,8 +29,8 @@ class Step:
         prompt: the state that was acted in.
         body: the action.
         reward: mean ROC AUC, or the failure reward.
-        terminated: True when the code ran: nothing follows.
-        truncated: True when the episode ended at its step limit although it was not terminated.
+        terminated: True when the code ran or the step limit was reached: nothing follows.
+        truncated: True when the episode was cut at its step limit, where that is not taken for an end of its own.
         next_prompt: the state that follows; None when terminated. A truncated episode has one, and is bootstrapped.
         status: the executor's verdict.
         error: its error text, empty when the code ran.
@@ -62,6 +62,8 @@ class TextEnvironments:
         count: how many episodes run side by side.
         split_seeds: seeds of the 50/50 splits that give the reward.
         max_steps: steps of an episode; 1 switches reflection off, and the single step then ends the episode for good.
+        bootstrap_at_limit: the last failed try of an episode leads to the state that would follow, whose value is
+            bootstrapped. The paper gives a done signal there.
         failure_reward: reward of code that fails in any way.
         forbid_grid_search: treat code that contains `GridSearchCV(` as failed, as the released code does.
     """
@@ -74,11 +76,13 @@ class TextEnvironments:
         count: int,
         split_seeds: Sequence[int],
         max_steps: int = 5,
+        bootstrap_at_limit: bool = False,
         failure_reward: float = -1.0,
         forbid_grid_search: bool = False,
     ):
         self.task, self.executor, self.count = task, executor, count
         self.split_seeds, self.max_steps = tuple(split_seeds), max_steps
+        self.bootstrap_at_limit = bootstrap_at_limit
         self.failure_reward, self.forbid_grid_search = failure_reward, forbid_grid_search
         rows, features = task.x.shape
         self._shape = {"features": features, "rows": rows // 2}
@@ -131,12 +135,14 @@ class TextEnvironments:
             zip(bodies, distributed.merge(self._score(distributed.share(bodies))), strict=True)
         ):
             ran = score is not None
+            at_limit = self._episode_step[i] >= self.max_steps
             # With a single step to an episode there is no state in which an error could be read.
-            terminated = ran or self.max_steps == 1
+            bootstraps = self.bootstrap_at_limit and self.max_steps > 1
+            terminated = ran or at_limit and not bootstraps
             next_prompt = None
             if not terminated:
                 next_prompt = reflection_prompt(self.task.spec.description, **self._shape, body=body, error=error)
-            truncated = not terminated and self._episode_step[i] >= self.max_steps
+            truncated = at_limit and not terminated
             steps.append(
                 Step(
                     environment=i,

@@ -64,6 +64,7 @@ def train(
         count=training.environments,
         split_seeds=environment.split_seeds,
         max_steps=environment.max_steps if method.reflect else 1,
+        bootstrap_at_limit=environment.bootstrap_at_limit,
         failure_reward=environment.failure_reward,
         forbid_grid_search=environment.forbid_grid_search,
     )

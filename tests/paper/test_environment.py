@@ -61,8 +61,17 @@ def test_a_fault_of_the_sandbox_is_no_failure_of_the_program(toy_task):
         environments.step(["    model = 1\n"])
 
 
-def test_an_episode_is_truncated_after_max_steps_and_can_still_be_bootstrapped(toy_task):
+def test_the_step_limit_ends_an_episode_and_nothing_is_bootstrapped(toy_task):
     environments = make(toy_task, ["a", "b", "c"], max_steps=2)
+    first, second, third = (environments.step(["    x\n"])[0] for _ in range(3))
+    assert not first.terminated and first.next_prompt is not None
+    assert second.terminated and not second.truncated and second.next_prompt is None
+    assert (first.episode, second.episode, third.episode) == (0, 0, 1)
+    assert (first.episode_step, second.episode_step, third.episode_step) == (1, 2, 1)
+
+
+def test_an_episode_can_be_bootstrapped_at_its_step_limit_instead(toy_task):
+    environments = make(toy_task, ["a", "b", "c"], max_steps=2, bootstrap_at_limit=True)
     first, second, third = (environments.step(["    x\n"])[0] for _ in range(3))
     assert (first.truncated, second.truncated) == (False, True)
     assert second.next_prompt is not None and not second.terminated
@@ -71,7 +80,7 @@ def test_an_episode_is_truncated_after_max_steps_and_can_still_be_bootstrapped(t
 
 
 def test_without_reflection_every_step_ends_its_episode(toy_task):
-    environments = make(toy_task, ["a"], max_steps=1)
+    environments = make(toy_task, ["a"], max_steps=1, bootstrap_at_limit=True)
     (step,) = environments.step(["    x\n"])
     assert step.terminated and not step.truncated and step.next_prompt is None and step.reward == -1.0
 
