@@ -2,8 +2,8 @@
 
 An episode starts from the task's prompt. Code that runs earns its mean ROC AUC over the shared 50/50 splits and ends
 the episode; code that fails in any way earns -1, and the next state shows the failed body with its error. The try
-number `max_steps` ends the episode as well, as the paper has it: nothing follows, and nothing is bootstrapped. Several episodes of one task run side by side, because the model writes and
-the executor scores many programs at once.
+number `max_steps` ends the episode as well, as the paper has it: nothing follows, and nothing is bootstrapped. Several
+episodes of one task run side by side, because the model writes and the executor scores many programs at once.
 """
 
 import hashlib

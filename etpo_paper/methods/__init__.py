@@ -17,6 +17,7 @@ from etpo_core.interfaces import Method
 from etpo_core.update import ETPO, PPOKL, ActionLevelETPO
 from etpo_paper.base.sections import Place, Section, check_values, unknown_name
 from etpo_paper.methods.etpo_memory import RememberingETPO
+from etpo_paper.methods.etpo_tried import TriedETPO
 from etpo_paper.methods.grpo import GRPO
 from etpo_paper.methods.on_logits import OnLogitsETPO
 from etpo_paper.methods.oreo import OREO
@@ -33,6 +34,7 @@ METHODS: dict[str, type] = {
     "etpo_no_reflection": ETPO,
     "etpo_action_level": ActionLevelETPO,
     "etpo_memory": RememberingETPO,
+    "etpo_tried": TriedETPO,
     "etpo_on_logits": OnLogitsETPO,
     "released": Released,
     "ppo_kl": PPOKL,
@@ -75,6 +77,11 @@ LIMITS: dict[str, dict[str, float]] = {
     "value_ridge": {"ge": 0},
     "epochs": {"ge": 1},
     "clip": {"gt": 0},
+    "replay": {"ge": 0},
+    "anchor": {"ge": 0},
+    "first_kl": {"ge": 0},
+    "first_beta": {"ge": 0},
+    "low_lam": {"ge": 0, "le": 1},
     "huber_delta": {"gt": 0},
 }
 
