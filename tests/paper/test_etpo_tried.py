@@ -105,13 +105,13 @@ def test_the_anchor_is_the_mean_square_of_the_advantage_under_the_reference():
     networks = TabularNetworks(world())
     method = TriedETPO(**SETTINGS, anchor=1.0)
     method.start(networks, Alone())
-    (table,) = networks.parameters("critic")
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(0)))
+        for role in ("policy", "critic"):
+            (table,) = networks.parameters(role)
+            table.copy_(torch.randn(table.shape, generator=generator))
     (batch,) = networks.batches([Transition((0,), (3,), (-1.0,), 0.0, True, None)])
-    advantage = BETA * table[0]
-    expected = (networks.policy_logits[0, 0].softmax(-1) * advantage).sum()  # the policy is still the reference
-    square = (networks.policy_logits[0, 0].softmax(-1) * (advantage - expected) ** 2).sum()
-    assert float(method._square_under_reference(batch).detach()[0, 0]) == pytest.approx(
-        float(square.detach()), rel=1e-5
-    )
+    advantage = BETA * table[0].detach()
+    expected = (networks.policy_logits[0, 0].softmax(-1) * advantage).sum()
+    square = (world().reference_logits[0, 0].softmax(-1) * (advantage - expected) ** 2).sum()
+    assert float(method._square_under_reference(batch).detach()[0, 0]) == pytest.approx(float(square), rel=1e-5)
