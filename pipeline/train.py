@@ -291,6 +291,7 @@ def _make(
         device=device_name(device),
         decoder=getattr(agent, "decoder_name", None),
         integrity=integrity(pd.read_csv(run.folder / "steps.csv")),
+        on_policy=agent.networks.gap.card() if method.trains else None,
         **more,
     )
     run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it

@@ -24,9 +24,11 @@ from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.batches import LanguageBatch, Sequences, alone, micro_batches
 from etpo_paper.model.head import dueling_terms, own_dueling_terms, statistics, streamed
+from etpo_paper.model.on_policy import Gap
 from etpo_paper.model.output import output_weight
 from etpo_paper.model.trunk import Trunk
 
+Action = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of its prompt, and its own
 ADAPTERS = ("policy", "critic", "target_critic")
 KEPT = 8  # micro-batches at most for which intermediate states are kept for another role or another pass
 
@@ -69,6 +71,9 @@ class LanguageModelNetworks:
         grad_norm: gradient norm at which a step is clipped.
         micro_batch_tokens: tokens in memory at once.
         trunk: the frozen weights of the model in that precision, if other runs of the process hold them already.
+
+    Attributes:
+        gap: how far log π of the first passes is from that under which the tokens were drawn.
 
     Raises:
         UserError: the model has a head that is not one matrix (see `output`), or `layers` is negative.
@@ -123,7 +128,8 @@ class LanguageModelNetworks:
         # States that several roles or passes need, of the last micro-batches that are still alive.
         self._below: weakref.WeakKeyDictionary[Sequences, Tensor] = weakref.WeakKeyDictionary()
         self._reference: weakref.WeakKeyDictionary[Sequences, Tensor] = weakref.WeakKeyDictionary()
-        self._written: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}  # see `remember`
+        self._written: dict[Action, Tensor] = {}  # see `remember`
+        self.gap, self._unchecked = Gap(), set[Action]()
 
     @property
     def device(self) -> torch.device:
@@ -149,10 +155,12 @@ class LanguageModelNetworks:
             below: [prompt + action - 1, H] the residual stream in front of the adapted layers (`Body.below`).
         """
         self._written[prompt, action] = below
+        self._unchecked.add((prompt, action))
 
     def forget(self) -> None:
         """Drops what `remember` kept."""
         self._written.clear()
+        self._unchecked.clear()
 
     # Roles ------------------------------------------------------------------------------------------------------
 
@@ -250,12 +258,13 @@ class LanguageModelNetworks:
         sequences = batch.sequences
         reference, policy = self.hidden("reference", sequences), self.hidden("policy", sequences, grad)
         found = statistics(policy, self.head_weight, reference=reference, tokens=sequences.tokens)
-        return PolicyTerms(batch.spread(found.log_prob), batch.spread(found.kl))
+        return PolicyTerms(self._compared(batch, batch.spread(found.log_prob)), batch.spread(found.kl))
 
     def log_prob(self, batch: LanguageBatch, role: str, grad: bool = False) -> Tensor:
         """See `Networks.log_prob`."""
         hidden = self.hidden(role, batch.sequences, grad)
-        return batch.spread(statistics(hidden, self.head_weight, tokens=batch.sequences.tokens).log_prob)
+        found = batch.spread(statistics(hidden, self.head_weight, tokens=batch.sequences.tokens).log_prob)
+        return self._compared(batch, found) if role == "policy" else found
 
     def terms(self, batch: LanguageBatch, beta: float, policy: Literal["trained", "fixed", "critic"]) -> Terms:
         """See `Networks.terms`."""
@@ -266,7 +275,17 @@ class LanguageModelNetworks:
         else:
             of_policy = self.hidden("policy", sequences, grad=policy == "trained")
             found = dueling_terms(of_policy, reference, critic, weight, sequences.tokens, beta)
-        return Terms(*(batch.spread(values) for values in found))
+        terms = Terms(*(batch.spread(values) for values in found))
+        self._compared(batch, terms.log_prob)
+        return terms
+
+    def _compared(self, batch: LanguageBatch, log_prob: Tensor) -> Tensor:
+        """Takes log π [B, T] into `gap` where the policy is still the one that drew the tokens; returns it."""
+        for t, row in zip(batch.transitions, log_prob, strict=True):
+            if (t.prompt, t.action) in self._unchecked:
+                self._unchecked.remove((t.prompt, t.action))
+                self.gap.add(row[: len(t.action)], t.log_probs)
+        return log_prob
 
     def map_logits(
         self,
@@ -309,6 +328,7 @@ class LanguageModelNetworks:
 
     def step(self, optimiser: torch.optim.Optimizer) -> float:
         """See `Networks.step`."""
+        self._unchecked.clear()
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         distributed.sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_norm)
@@ -329,6 +349,7 @@ class LanguageModelNetworks:
         return {
             "adapters": {a: [p.detach().clone() for p in ps] for a, ps in self._parameters.items()},
             "value_head": {k: v.clone() for k, v in self.value_head.state_dict().items()},
+            "gap": self.gap.get_state(),
         }
 
     @torch.no_grad()
@@ -339,3 +360,5 @@ class LanguageModelNetworks:
                 parameter.copy_(value)
         if self.trainable:
             self.value_head.load_state_dict(state["value_head"])
+        if "gap" in state:  # checkpoints of earlier versions have none
+            self.gap.set_state(state["gap"])
