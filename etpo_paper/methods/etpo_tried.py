@@ -174,8 +174,8 @@ class TriedETPO(ETPO):
         if self.low_lam < 1 and self.value.fitted:
             returns = batch.flat(self._targets(batch, expected_q, kl, next_soft_value, 1.0)).double()
             errors = returns - batch.flat(expected_q).double()
-            more = len(returns), returns.sum(), (returns**2).sum(), (errors**2).sum()
-            self.seen = [a + float(b) for a, b in zip(self.seen, more, strict=True)]
+            more = [float(len(returns)), *(float(t.sum()) for t in (returns, returns**2, errors**2))]
+            self.seen = [a + b for a, b in zip(self.seen, more, strict=True)]
         return super()._regressed(batch, expected_q, kl, next_soft_value)
 
     def _finish(self) -> None:

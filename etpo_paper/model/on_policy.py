@@ -2,8 +2,8 @@
 
 Both are of the same weights, but a rollout takes one token of many sequences at a time and an update whole sequences,
 and sums in another order differ in their last digits; in bfloat16 they differ in the third. An importance ratio of the
-two would not be exactly 1, so update rules here compare the update's own numbers with each other. What is left of the
-difference is in the run card, because a large one would mean that a run does not learn from the policy that it acts with.
+two would not be exactly 1, so update rules here compare the update's own numbers with each other. The difference is in
+the run card, because a large one would mean that a run does not learn from the policy that it acts with.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Gap:
         self.largest = max(self.largest, float(apart.max()))
 
     def card(self) -> dict[str, Any] | None:
-        """What stands in the run card: tokens, how many are equal, mean and largest difference in nats; None if none."""
+        """For the run card: tokens, how many are equal, mean and largest difference in nats; None if there is none."""
         if not self.tokens:
             return None
         mean = float(f"{self.total / self.tokens:.3g}")

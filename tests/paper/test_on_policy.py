@@ -27,9 +27,7 @@ def test_a_run_compares_every_token_once_in_an_update_with_the_policy_that_drew_
     method.start(agent.networks, Alone())
     tokens = 0
     for seed in range(2):
-        written = agent.act(
-            [Prompt("a", "b")] * 4, max_new_tokens=8, generator=torch.Generator().manual_seed(seed)
-        )
+        written = agent.act([Prompt("a", "b")] * 4, max_new_tokens=8, generator=torch.Generator().manual_seed(seed))
         batch = [
             Transition(agent.encode(Prompt("a", "b")), w.tokens, w.log_probs, float(i), True, None, i)
             for i, w in enumerate(written)
