@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from tqdm import tqdm
 
 from etpo_core.errors import one_line_errors
@@ -36,6 +37,14 @@ def pairs(tasks: np.ndarray, seeds: int, broken: bool, generator: np.random.Gene
     return list(found)
 
 
+def usual(strata: list[np.ndarray]) -> statistics.Interval:
+    """The t-interval of the mean over tasks with equally many seeds, with the pooled variance within tasks."""
+    point, tasks, seeds = float(np.mean(strata)), len(strata), len(strata[0])
+    error = (np.mean([runs.var(ddof=1) for runs in strata]) / (tasks * seeds)) ** 0.5
+    reach = stats.t.ppf(0.975, tasks * (seeds - 1)) * error
+    return statistics.Interval(*(np.asarray(x) for x in (point, point - reach, point + reach)))
+
+
 def measure(studies: int) -> Iterator[dict[str, Any]]:
     """A row for each design, kind of run and interval."""
     generator = np.random.default_rng(0)
@@ -50,7 +59,8 @@ def measure(studies: int) -> Iterator[dict[str, Any]]:
                 strata = pairs(tasks, seeds, broken, generator)
                 mean, iqm = float(np.mean(tasks)) + in_general, float(statistics.pooled_iqm(truth))
                 found = {
-                    "mean, these tasks: t": (inference.these_tasks(strata), mean),
+                    "mean, these tasks: bootstrap-t": (inference.mean_of_these_tasks(strata, generator, 500), mean),
+                    "mean, these tasks: t": (usual(strata), mean),
                     "mean, these tasks: percentile": (
                         statistics.bootstrap(strata, statistics.mean_over_tasks, generator, 500),
                         mean,

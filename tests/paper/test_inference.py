@@ -8,6 +8,8 @@ from scipy import stats
 
 from etpo_paper.report import inference, statistics
 
+FUNCTIONS = [inference.mean_of_these_tasks, inference.iqm_of_these_tasks]
+
 
 def strata(tasks=4, seeds=5, seed=0):
     return list(np.random.default_rng(seed).standard_normal((tasks, seeds)))
@@ -17,20 +19,33 @@ def ends(interval):
     return float(interval.low), float(interval.high)
 
 
-def test_one_task_has_the_t_interval_and_the_t_test():
-    (runs,) = strata(tasks=1)
-    expected = stats.t.interval(0.95, 4, runs.mean(), stats.sem(runs))
-    assert ends(inference.these_tasks([runs])) == pytest.approx(expected)
-    assert inference.p_value([runs]) == pytest.approx(stats.ttest_1samp(runs, 0).pvalue)
-
-
-def test_two_tasks_have_the_interval_of_welch():
+def test_the_standard_error_of_the_mean_is_that_of_welch():
     a, b = np.array([1.0, 2.0, 4.0]), np.array([10.0, 30.0, 20.0, 60.0])
     # The mean of a and b is half the difference of a and -b.
     expected = stats.ttest_ind(a, -b, equal_var=False)
-    low, high = expected.confidence_interval(0.95)
-    assert ends(inference.these_tasks([a, b])) == pytest.approx((low / 2, high / 2))
-    assert inference.p_value([a, b]) == pytest.approx(expected.pvalue)
+    point, error, _ = inference._ratios(
+        [a, b], statistics.mean_over_tasks, inference._error_of_mean, np.random.default_rng(0), 1
+    )
+    assert point / error == pytest.approx(expected.statistic)
+
+
+def test_one_normal_sample_has_about_its_t_interval():
+    (runs,) = strata(tasks=1, seeds=200)
+    expected = stats.t.interval(0.95, 199, runs.mean(), stats.sem(runs))
+    found = inference.mean_of_these_tasks([runs], np.random.default_rng(0), draws=20_000)
+    width = expected[1] - expected[0]
+    # The share of resamples below a quantile is known to 0.001, the quantile to 0.02 widths.
+    assert ends(found) == pytest.approx(expected, abs=0.05 * width)
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.2, 0.4])
+def test_the_p_value_is_the_level_at_which_the_interval_begins_to_hold_zero(moved):
+    found = [runs + moved for runs in strata(tasks=3, seeds=8)]
+    p = inference.p_value(found, np.random.default_rng(0))
+    for level, holds in ((1 - p - 0.002, False), (1 - p + 0.002, True)):
+        if 0 < level < 1:
+            interval = inference.mean_of_these_tasks(found, np.random.default_rng(0), 20_000, level)
+            assert (interval.low <= 0 <= interval.high) == holds
 
 
 def test_tasks_in_general_are_a_sample_of_means():
@@ -63,7 +78,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
         many = list(tasks[:, None] + 0.068 * generator.standard_normal((14, 2000)))
         truths = tasks.mean(), 0.0, statistics.pooled_iqm(many)
         intervals = (
-            inference.these_tasks(found),
+            inference.mean_of_these_tasks(found, generator, 400),
             inference.tasks_in_general(found),
             inference.iqm_of_these_tasks(found, generator, 400),
         )
@@ -72,18 +87,17 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds):
     assert (held > 380 - 18).all() and (held[:2] < 380 + 18).all()
 
 
-@pytest.mark.parametrize(
-    "function", [inference.these_tasks, lambda s: inference.iqm_of_these_tasks(s, np.random.default_rng(0))]
-)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_task_with_one_run_leaves_no_interval(function):
-    found = function([np.array([1.0, 2.0]), np.array([3.0])])
+    found = function([np.array([1.0, 2.0]), np.array([3.0])], np.random.default_rng(0))
     assert np.isfinite(found.point) and np.isnan(found.low) and np.isnan(found.high)
-    assert math.isnan(inference.p_value([np.array([1.0, 2.0]), np.array([3.0])]))
+    assert math.isnan(inference.p_value([np.array([1.0, 2.0]), np.array([3.0])], np.random.default_rng(0)))
 
 
 def test_runs_that_do_not_vary_leave_no_interval():
     found = [np.full(5, 0.5), np.full(5, 0.7)]
-    for interval in inference.these_tasks(found), inference.iqm_of_these_tasks(found, np.random.default_rng(0)):
+    for function in FUNCTIONS:
+        interval = function(found, np.random.default_rng(0))
         assert float(interval.point) == pytest.approx(0.6) and np.isnan(interval.low) and np.isnan(interval.high)
 
 
