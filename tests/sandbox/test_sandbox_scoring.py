@@ -47,6 +47,18 @@ def test_a_class_missing_from_training_gets_probability_zero(pool):
     assert pool.score(INNOCENT, x, y, [seed]).score == pytest.approx(expected, abs=5.1e-7)
 
 
+def test_what_a_class_missing_from_training_leaves_to_earn():
+    """The most is 5/6 of 3 classes: pair 0, 1 earns 1, the pairs with class 2 a half on its side and 1 on the other.
+
+    Any order in the column of the missing class earns the rest, however small its values.
+    """
+    y = np.repeat([0, 1, 2], 2)
+    table = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]])
+    assert area_under_curve(table, y, np.unique(y)) == pytest.approx((1 + 2 * 0.75) / 3, abs=5.1e-7)
+    table[4:, 2] = 1e-9
+    assert area_under_curve(table, y, np.unique(y)) == 1.0
+
+
 FITS = {  # ways to fit a classifier that must earn what `GaussianNB().fit(x, y)` earns
     "encoded": "GaussianNB().fit(x, LabelEncoder().fit_transform(y))",
     "text": "GaussianNB().fit(x, y.astype(str))",
