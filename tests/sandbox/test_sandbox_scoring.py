@@ -157,3 +157,19 @@ def test_bad_arguments_are_told_in_one_line(pool, table):
 
 def test_statuses_are_plain_words():
     assert str(Status.OUT_OF_MEMORY) == "out_of_memory" and len(Status) == 10
+
+
+def test_a_search_by_roc_auc_takes_its_first_candidate_where_there_are_three_classes(pool):
+    """Its scorer fails on more than two classes, every candidate has the score NaN, and the search does not fail."""
+    rng = np.random.default_rng(6)
+    y = rng.integers(0, 3, 150)
+    x = rng.normal(size=(150, 4)) + np.eye(3, 4)[y]
+    search = """
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+def build_model(x, y):
+    return GridSearchCV(KNeighborsClassifier(), {{"n_neighbors": {}}}, scoring="{}", cv=3).fit(x, y)
+"""
+    searches = [("[1, 25]", "roc_auc"), ("[1]", "accuracy"), ("[1, 25]", "roc_auc_ovr"), ("[25]", "accuracy")]
+    by_auc, first, by_ovr, best = (o.score for o in pool.score_many([search.format(*s) for s in searches], x, y, [0]))
+    assert by_auc == first < by_ovr == best
