@@ -4,7 +4,7 @@ There are two kinds. A `Typed` section is a class with a field for each setting.
 given, because only the caller knows which are allowed (the settings of a method are the arguments of its class); it
 remembers where its values are written, and `check_values` checks them.
 
-Values are never converted: `1e-3` is text to YAML and therefore no number, and `true` is none either.
+Values are never converted: a number in quotes is text and therefore no number, and `true` is none either.
 """
 
 import difflib
@@ -51,7 +51,7 @@ def mistake(place: Place, got: object, expected: str) -> UserError:
 
 def unknown_name(kind: str, name: object, known: Iterable[str], place: Place | None = None) -> UserError:
     """The error for a name that does not exist: which name may have been meant, and which ones there are."""
-    known = sorted(known)
+    known = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.75)
     where = f" in {' of '.join(filter(None, place))}" if place else ""
     meant = f"did you mean {near[0]!r}? " if near else ""
@@ -71,6 +71,7 @@ _EXPECTED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
     "too_short": "a list of at least {min_length}",
+    "string_pattern_mismatch": "a name of letters, digits, _ and -, with a letter at its beginning",
     "string_too_short": "text of at least {min_length} character",
     "literal_error": "{expected}",
 }
@@ -83,7 +84,7 @@ def told(error: ErrorDetails, place: Place) -> UserError:
     template = _EXPECTED.get(error["type"], "{message}")
     expected = template.format(**{"message": error["msg"]} | error.get("ctx", {}))
     if error["type"] in ("int_type", "float_type") and _is_number_in_text(error["input"]):
-        expected += " (YAML reads 1e-3 and numbers in quotes as text; write 0.001 or 1.0e-3)"
+        expected += " (a number in quotes is text; leave them out)"
     return mistake(place, error["input"], expected)
 
 

@@ -11,6 +11,9 @@ what was expected (`sections`). The section of a method is checked against the m
 know; `pipeline.resolve` does that.
 """
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -46,8 +49,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]  # a whole number that may be 0, as a seed or a rank
 Text = Annotated[str, Field(min_length=1)]
+# It stands in commands, folders, names of DVC's stages, and between the dots of the settings that DVC tracks.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Seeds = Annotated[tuple[Whole, ...], Field(min_length=1, strict=False), AfterValidator(_once)]
-Names = Annotated[tuple[Text, ...], Field(min_length=1, strict=False), AfterValidator(_once)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False), AfterValidator(_once)]
 Source = Literal["embedded", "local", "online"]
 
 
@@ -254,7 +259,7 @@ class Settings(Defaults):
         seeds: its seeds.
     """
 
-    scale: str
+    scale: Name
     file: str
     named: Annotated[tuple[str, ...], Field(strict=False)]
     gradients: Gradients | None = None
@@ -289,7 +294,16 @@ _FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first needs
 
 
 class _Loader(_FASTEST):
-    """Reads YAML as usual, but a name that is given twice in one section is a mistake."""
+    """Reads YAML 1.2 as DVC does, and a name that is given twice in one section is a mistake.
+
+    PyYAML by itself reads YAML 1.1, where `on` is true, 010 is 8 and 1e-3 is text. DVC would then track, and
+    `dvc exp run -S` write, other values than the runs use.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in ("bool", "int", "float")]
+        for first, found in _FASTEST.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -301,6 +315,23 @@ class _Loader(_FASTEST):
                 seen.add(key.value)
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        digits = node.value.replace("_", "")
+        return int(digits, 0 if re.match("[-+]?0[box]", digits) else 10)
+
+
+_WHOLE = r"[-+]?(?:0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"
+_DECIMAL = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?)"
+)
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", _WHOLE, "-+0123456789"),
+    ("float", rf"{_DECIMAL}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 def read_params(file: str = "params.yaml") -> dict[str, Any]:
@@ -389,7 +420,7 @@ def _layers(scale: str) -> tuple[dict[str, Any], dict[Loc, Place]]:
     if scale not in files:
         raise unknown_name("scale", scale, files)
     file, source, origin = files[scale], values, dict[Loc, Place]()
-    at = Place(f"scales.{scale}", file)
+    at = origin["scale",] = Place(f"scales.{scale}", file)
     if file != "params.yaml":
         source = read_params(file)
         for key in source.keys() - {"methods", "scales"}:
@@ -515,6 +546,13 @@ def _check_together(settings: Settings) -> None:
     if w.tuning_seed in w.benchmark.worlds:
         expected = f"seeds other than worlds.tuning_seed {w.tuning_seed}: rates are tuned on its worlds"
         raise mistake(settings.place("worlds", "benchmark", "worlds"), list(w.benchmark.worlds), expected)
+    stages = Counter(
+        "-".join(map(str, run)) for run in itertools.product(settings.method_names, settings.tasks, settings.seeds)
+    )
+    (twice, times), *_ = stages.most_common(1)
+    if times > 1:
+        expected = f"names that make one stage of DVC a run: method, task and seed would both be {twice} in two runs"
+        raise mistake(settings.place("method_names"), list(settings.method_names), expected)
     if p.stride > p.window:
         raise mistake(settings.place("perplexity", "stride"), p.stride, f"at most perplexity.window, {p.window}")
 

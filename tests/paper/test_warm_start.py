@@ -205,8 +205,12 @@ def separate_nll(model, prompt, answer):
     return -log_probs[at, torch.tensor(answer)].sum()
 
 
-def test_packed_answers_do_not_see_each_other(tiny):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_answers_do_not_see_each_other(tiny, attention):
+    """Also with the attention of GPUs. A mask of booleans would be right there and wrong, without a word, on CPUs."""
     model, *_ = tiny
+    model.set_attn_implementation(attention)
+    assert model.config._attn_implementation == attention
     sequences = [([5, 9, 3, 7], [[8, 2, 6, 1], [4, 4, 1], [11, 1]]), ([2, 8], [[3, 1]])]
     expected = sum(separate_nll(model, prompt, answer) for prompt, answers in sequences for answer in answers)
     batch = [pack(prompt, answers) for prompt, answers in sequences]

@@ -7,6 +7,7 @@ kernel of its own, as a user does it, and has to write the same bytes.
 import json
 
 import fixtures_results as fixtures
+import numpy as np
 import pandas as pd
 import pytest
 from stages import InThisProcess, move, run_module
@@ -252,6 +253,36 @@ def test_parameters_are_checked_outside_a_kernel_too():
         notebook.check_parameters({"scale": 3}, {"scale"})
     with pytest.raises(UserError, match="unknown scale 'huge'"):
         notebook.check_parameters({"scale": "huge"}, {"scale"})
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "line"),
+    [
+        ("3", "'3'", "seed: got '3', expected a whole number; papermill makes text of numpy's numbers"),
+        ("3", "2.0", "seed: got 2.0, expected a whole number"),
+        ("True", "'True'", "seed: got 'True', expected true or false"),
+        ("0.5", "'0.5'", "seed: got '0.5', expected a number"),
+        ("3", "4", None),
+        ("0.5", "1", None),
+        ("'a'", "'b'", None),
+        ("range(3)", "'b'", None),
+    ],
+)
+def test_a_parameter_that_papermill_made_text_of_is_refused(own, given, line):
+    cells = ["", f"scale = 'smoke'\nseed = {own}  # of the worlds", f"# Parameters\nseed = {given}\n", "%time"]
+    found = {"In": cells, "scale": "smoke", "seed": eval(given)}
+    if line is None:
+        notebook.check_parameters(found, {"scale", "seed"})
+    else:
+        with pytest.raises(UserError, match=line):
+            notebook.check_parameters(found, {"scale", "seed"})
+
+
+def test_papermill_still_makes_text_of_numbers_of_numpy():
+    from papermill.translators import PythonTranslator
+
+    written = PythonTranslator.codify({"a": np.int64(3), "b": np.bool_(True), "c": np.float64(0.5), "d": 3})
+    assert written.splitlines()[1:] == ['a = "3"', 'b = "True"', "c = 0.5", "d = 3"]
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)

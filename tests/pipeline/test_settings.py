@@ -186,7 +186,7 @@ MISTAKES = [
     (smoke(seeds=0), "scales.smoke.seeds: got 0, expected a list; change it in params.yaml"),
     (smoke(seeds=[]), "scales.smoke.seeds: got [], expected a list of at least 1; change it in params.yaml"),
     (smoke(seeds=[0, 0]), "scales.smoke.seeds: got [0, 0], expected a list without repetitions; change it .*"),
-    (smoke(seeds=[0, "1"]), "scales.smoke.seeds[1]: got '1', expected a whole number (YAML reads 1e-3 and .*"),
+    (smoke(seeds=[0, "1"]), "scales.smoke.seeds[1]: got '1', expected a whole number (a number in quotes .*"),
     (
         smoke(model="smolm2"),
         "unknown model 'smolm2' in scales.smoke.model of params.yaml; did you mean 'smollm2'? "
@@ -208,9 +208,14 @@ MISTAKES = [
         "unknown setting 'bta' in scales.smoke.methods.etpo of params.yaml; did you mean 'beta'? choose one of: .*",
     ),
     (
-        smoke(methods={"etpo": {"beta": "1e-3"}}),
-        "scales.smoke.methods.etpo.beta: got '1e-3', expected a number (YAML reads 1e-3 and numbers in quotes as text; "
-        "write 0.001 or 1.0e-3); change it in params.yaml",
+        smoke(methods={"etpo": {"beta": "0.001"}}),
+        "scales.smoke.methods.etpo.beta: got '0.001', expected a number (a number in quotes is text; leave them out); "
+        "change it in params.yaml",
+    ),
+    (
+        lambda p: (p["methods"].update({"a@b": p["methods"]["etpo"]}), smoke(methods=["etpo", "a@b"])(p)),
+        "scales.smoke.methods[1]: got 'a@b', expected a name of letters, digits, _ and -, with a letter at its "
+        "beginning; change it in params.yaml",
     ),
     (
         smoke(training={"env_step": 3}),
@@ -272,7 +277,7 @@ MISTAKES = [
     ),
     (method("ppo_kl", chip=1), "unknown setting of ppo_kl 'chip' in methods.ppo_kl of params.yaml; did you mean .*"),
     (lambda p: p["methods"]["ppo_kl"].pop("clip"), "methods.ppo_kl.clip is missing; add it to params.yaml or .*"),
-    (method("ppo_kl", clip="0.2"), "methods.ppo_kl.clip: got '0.2', expected a number (YAML reads 1e-3 and numbers .*"),
+    (method("ppo_kl", clip="0.2"), "methods.ppo_kl.clip: got '0.2', expected a number (a number in quotes is .*"),
     (method("ppo_kl", epochs=0), "methods.ppo_kl.epochs: got 0, expected at least 1; change it in params.yaml"),
     (method("ppo_kl", policy_lr=-1.0), "methods.ppo_kl.policy_lr: got -1.0, expected at least 0; change it in .*"),
     (method("etpo", reflect=1), "methods.etpo.reflect: got 1, expected true or false; change it in params.yaml"),
@@ -385,6 +390,42 @@ def test_a_missing_or_broken_file_is_one_line(root, text, line):
     with pytest.raises(UserError, match=line) as caught:
         load_settings("smoke")
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_breaks_a_command_or_is_a_number_to_dvc_is_refused(root):
+    for name in ("a@b", "1a", "a.b", "a b", "-a", "a:b"):
+        params_with(lambda params, name=name: params["scales"].update({name: params["scales"]["smoke"]}), root)
+        with pytest.raises(UserError, match=f"scales.{name}: got '{name}', expected a name of letters"):
+            load_settings(name)
+    params_with(lambda params: params["scales"].update({1000.0: {}}), root)
+    with pytest.raises(UserError, match="unknown scale '1e3'; choose one of: 1000.0, laptop"):
+        load_settings("1e3")
+
+
+def test_names_that_are_one_stage_of_dvc_are_refused(root):
+    def change(params):
+        params["methods"]["etpo-a"] = params["methods"]["etpo"]
+        params["scales"]["smoke"] |= {"methods": ["etpo", "etpo-a"], "tasks": ["a-b", "b"], "seeds": [1]}
+
+    params_with(change, root)
+    with pytest.raises(UserError, match=r"scales\.smoke\.methods: got .*'etpo-a'.*both be etpo-a-b-1 in two runs"):
+        load_settings("smoke")
+
+
+# What one of YAML's versions reads as a number or as true, and the other as text or as another number.
+SCALARS = """1e-3 1.0e-3 1e1 1E3 1e+3 12e03 1.5e3 .5 +.5 -.5 5. 1_000 0_1.5 010 -010 08 0o10 0x1F 0b11 0b12 0x 0 -0 +1
+    1:30 190:20:30.15 on off On yes no y n NO true True TRUE tRUE false null Null ~ .inf -.INF inf .nan nan .Nan 1.2.3
+    2001-01-01 1-2 1e e1 0e0 1.e3 . - a""".split()
+
+
+def test_the_settings_are_read_as_dvc_reads_them(root):
+    from dvc.utils.serialize import parse_yaml
+
+    text = "scales: {}\nlist:\n" + "".join(f"  - {scalar}\n" for scalar in SCALARS)
+    (root / "params.yaml").write_text(text)
+    ours, dvcs = read_params()["list"], parse_yaml(text, "params.yaml")["list"]
+    wrong = [(scalar, a, b) for scalar, a, b in zip(SCALARS, ours, dvcs, strict=True) if repr(a) != repr(b)]
+    assert not wrong and ours[0] == 0.001 and ours[SCALARS.index("on")] == "on" and ours[SCALARS.index("010")] == 10
 
 
 @pytest.mark.parametrize("name", ["methods.etpo.beta", "methods.ppo_kl.beta", "scales.toy.methods.etpo.critic_lr"])

@@ -103,6 +103,16 @@ def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(name):
     assert [d for d in code if not any(file == d or file.startswith(f"{d}/") for file in needed)] == []
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_a_command_is_one_line_and_no_result_is_deleted_before_it(name):
+    """DVC runs each line of a command in a shell of its own, and deletes outs that do not persist before a stage."""
+    do = STAGES[name].get("do", STAGES[name])
+    commands = do["cmd"] if isinstance(do["cmd"], list) else [do["cmd"]]
+    assert all("\n" not in command.strip() and command.startswith("python -m pipeline.") for command in commands)
+    outs = sum((do.get(kind, []) for kind in OUTS), [])
+    assert outs and all(next(iter(out.values()))["persist"] is True for out in outs)
+
+
 def test_a_clone_is_up_to_date():
     """After a change of code that moves no number, `dvc repro` or, if it cannot move one, `dvc commit --force`."""
     command = [sys.executable, "-m", "dvc", "status", "--json"]

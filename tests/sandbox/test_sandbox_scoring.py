@@ -47,6 +47,18 @@ def test_a_class_missing_from_training_gets_probability_zero(pool):
     assert pool.score(INNOCENT, x, y, [seed]).score == pytest.approx(expected, abs=5.1e-7)
 
 
+def test_what_a_class_missing_from_training_leaves_to_earn():
+    """The most is 5/6 of 3 classes: pair 0, 1 earns 1, the pairs with class 2 a half on its side and 1 on the other.
+
+    Any order in the column of the missing class earns the rest, however small its values.
+    """
+    y = np.repeat([0, 1, 2], 2)
+    table = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]])
+    assert area_under_curve(table, y, np.unique(y)) == pytest.approx((1 + 2 * 0.75) / 3, abs=5.1e-7)
+    table[4:, 2] = 1e-9
+    assert area_under_curve(table, y, np.unique(y)) == 1.0
+
+
 FITS = {  # ways to fit a classifier that must earn what `GaussianNB().fit(x, y)` earns
     "encoded": "GaussianNB().fit(x, LabelEncoder().fit_transform(y))",
     "text": "GaussianNB().fit(x, y.astype(str))",
@@ -145,3 +157,19 @@ def test_bad_arguments_are_told_in_one_line(pool, table):
 
 def test_statuses_are_plain_words():
     assert str(Status.OUT_OF_MEMORY) == "out_of_memory" and len(Status) == 10
+
+
+def test_a_search_by_roc_auc_takes_its_first_candidate_where_there_are_three_classes(pool):
+    """Its scorer fails on more than two classes, every candidate has the score NaN, and the search does not fail."""
+    rng = np.random.default_rng(6)
+    y = rng.integers(0, 3, 150)
+    x = rng.normal(size=(150, 4)) + np.eye(3, 4)[y]
+    search = """
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+def build_model(x, y):
+    return GridSearchCV(KNeighborsClassifier(), {{"n_neighbors": {}}}, scoring="{}", cv=3).fit(x, y)
+"""
+    searches = [("[1, 25]", "roc_auc"), ("[1]", "accuracy"), ("[1, 25]", "roc_auc_ovr"), ("[25]", "accuracy")]
+    by_auc, first, by_ovr, best = (o.score for o in pool.score_many([search.format(*s) for s in searches], x, y, [0]))
+    assert by_auc == first < by_ovr == best

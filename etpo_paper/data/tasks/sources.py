@@ -9,7 +9,7 @@ only the paper's own tables.
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,18 +178,36 @@ def read_arff(path: Path, target: str) -> tuple[np.ndarray, np.ndarray, tuple[st
         columns: the feature names.
 
     Raises:
-        Exception: whatever the parser raises for a file that is not ARFF, and ValueError if the target is missing.
+        Exception: whatever the parser raises for a file that is not ARFF, and ValueError if the target is missing or a
+            nominal column names a value twice.
     """
     import arff  # liac-arff, the parser of the package `openml`
 
     # Names of authors in other encodings stand in comments; what matters is compared with the registry.
     with open(path, encoding=weka.encoding(path), errors="replace") as file:
-        parsed = arff.load(weka.plain_lines(file), encode_nominal=True, return_type=arff.DENSE_GEN)
+        sparse = 0
+
+        def counted(lines: Iterable[str]) -> Iterator[str]:
+            nonlocal sparse
+            for line in lines:
+                sparse += weka.unnamed(line, at)
+                yield line
+
+        at = -1  # of the target, which is known below, before the first row is read
+        parsed = arff.load(counted(weka.plain_lines(file)), encode_nominal=True, return_type=arff.DENSE_GEN)
         names = [name.strip() for name, _ in parsed["attributes"]]
+        for name, kind in parsed["attributes"]:
+            if isinstance(kind, list) and len(set(kind)) < len(kind):
+                twice = next(value for value in kind if kind.count(value) > 1)
+                raise ValueError(f"column {name} declares the value {twice} twice")
         target = _spelled(target, names)
+        at = names.index(target)
         rows = (tuple(np.nan if cell is None else cell for cell in row) for row in parsed["data"])
         table = np.fromiter(rows, dtype=np.dtype((np.float64, len(names))))
-    at = names.index(target)
+    if sparse:
+        logger.warning(
+            "%s: %d sparse rows do not name %s, which is the first declared value then", path, sparse, target
+        )
     labels = table[:, at]
     if np.isnan(labels).any():
         raise ValueError(f"a missing value in column {target}")

@@ -3,7 +3,8 @@
 Weka is liberal: it takes tabs for blanks, comments behind anything, the range of a number behind its type, weights of
 attributes and of rows, a brace right behind a name, and values that only white space separates. `plain_lines` writes
 all of these in the one form that liac-arff knows, line by line, and leaves alone what it does not recognise. Weights
-are dropped, because the paper's tables have none.
+are dropped, because the paper's tables have none. The type INTEGER becomes NUMERIC, which it is to Weka: liac-arff
+would make 3 of a 3.7 in such a column.
 """
 
 import codecs
@@ -25,6 +26,7 @@ _RELATION, _DATA = re.compile(r"\s*@relation\b", re.IGNORECASE), re.compile(r"\s
 _ROW_WEIGHT = re.compile(r"[,\s]\s*\{\s*[\d.eE+-]+\s*\}$")
 _BEFORE_COMMENT = re.compile(rf"""(?:{_QUOTED}|[^%'"])*(?=%)""")
 _VALUE = rf"""(?:{_QUOTED}|[^\s,'"]+)"""
+_SPARSE_CELL = re.compile(rf"""(\d+)\s+(?:{_QUOTED}|[^\s,'"}}]+)""")
 _SPACED_ROW = re.compile(rf"{_VALUE}(?:\s+{_VALUE})*")
 
 
@@ -41,7 +43,8 @@ def plain_lines(lines: Iterable[str]) -> Iterator[str]:
         if rows:
             yield _row(line.strip())
         elif attribute := _ATTRIBUTE.match(line):
-            yield f"@attribute {attribute['name']} {attribute['type']}"
+            kind = attribute["type"]
+            yield f"@attribute {attribute['name']} {'numeric' if kind.casefold() == 'integer' else kind}"
         elif _RELATION.match(line):
             yield "@relation table"  # nobody asks for its name
         elif _DATA.match(line):
@@ -49,6 +52,14 @@ def plain_lines(lines: Iterable[str]) -> Iterator[str]:
             yield "@data"
         else:
             yield line.strip()
+
+
+def unnamed(line: str, column: int) -> bool:
+    """Whether a line of `plain_lines` is a sparse row that does not name a column.
+
+    Such a value is 0 or, of a nominal column, the first one of its declaration.
+    """
+    return line.startswith("{") and str(column) not in _SPARSE_CELL.findall(line)
 
 
 def _row(row: str) -> str:

@@ -89,6 +89,31 @@ def test_read_arff(tmp_path):
         read_arff(path, "z")
 
 
+def test_a_whole_number_column_keeps_its_fractions(tmp_path):
+    path = tmp_path / "t.arff"
+    path.write_text(
+        "@relation t\n@attribute v INTEGER [0,9]\n@attribute w integer\n@attribute k {a}\n@data\n3.7,-2,a\n"
+    )
+    assert read_arff(path, "k")[0].tolist() == [[3.7, -2]]
+
+
+def test_a_nominal_value_that_is_declared_twice_is_refused(tmp_path):
+    path = tmp_path / "t.arff"
+    path.write_text("@relation t\n@attribute v {red, 'a b', 'a b'}\n@attribute k {a,b}\n@data\nred,a\n")
+    with pytest.raises(ValueError, match="column v declares the value a b twice"):
+        read_arff(path, "k")
+
+
+def test_a_class_that_sparse_rows_do_not_name_is_reported(tmp_path, caplog):
+    path = tmp_path / "t.arff"
+    rows = "{0 2, 2 b}\n{0 1}\n{1 ' 2 b,'}\n{}\n{2 b}\n1,x,a\n"
+    path.write_text(f"@relation t\n@attribute v real\n@attribute w {{x,' 2 b,'}}\n@attribute k {{a,b}}\n@data\n{rows}")
+    with caplog.at_level(logging.WARNING):
+        x, y, _ = read_arff(path, "k")
+    assert y.tolist() == [1, 0, 0, 0, 1, 0] and x.tolist() == [[2, 0], [1, 0], [0, 1], [0, 0], [0, 0], [1, 0]]
+    assert caplog.messages == [f"{path}: 3 sparse rows do not name k, which is the first declared value then"]
+
+
 def of_rows(edit):
     """An edit of the rows of an ARFF text, from one of a single row."""
 

@@ -11,7 +11,9 @@ import pytest
 from task_helpers import one_line
 
 from etpo_core.errors import UserError
+from etpo_core.sandbox.scoring import make_split
 from etpo_paper.base import paths
+from etpo_paper.base.settings import load_defaults
 from etpo_paper.data.tasks import TASKS, load_task, prepare_task, save_task
 from etpo_paper.data.tasks.table import canonical, fingerprint, make_task
 
@@ -48,6 +50,15 @@ def test_embedded_task(prepared, name):
     assert task.source == "embedded"
     assert (task.stand_in is None) == (spec.stand_in is None)
     assert task.rows <= 2000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_half_of_a_split_lacks_a_class(prepared, name):
+    """So no reward depends on what a class that is absent from a half is worth, which the paper does not say."""
+    task, settings = prepared[name], load_defaults()
+    for seed in (*settings.environment.split_seeds, *settings.evaluation.held_out_seeds):
+        split = make_split(task.x, task.y, seed)
+        assert set(split.y_train) == set(split.y_test) == set(task.y)
 
 
 @pytest.mark.parametrize("name", TASKS)
