@@ -66,7 +66,7 @@ def tasks_in_general(strata: Strata, level: float = LEVEL) -> Interval:
 
 
 def p_value(strata: Strata, generator: np.random.Generator, draws: int = 10 * DRAWS) -> float:
-    """The two-sided p value of a mean over tasks of 0: the level at which `mean_of_these_tasks` begins to hold 0.
+    """The two-sided p value of an interquartile mean of 0: the level at which `iqm_of_these_tasks` begins to hold 0.
 
     Args:
         strata: an array [runs] for each task.
@@ -76,7 +76,7 @@ def p_value(strata: Strata, generator: np.random.Generator, draws: int = 10 * DR
     Returns:
         The p value; NaN where there is no interval.
     """
-    point, error, ratios = _ratios(strata, mean_over_tasks, _error_of_mean, generator, draws)
+    point, error, ratios = _ratios(strata, pooled_iqm, _error_of_iqm, generator, draws)
     if not error > 0:
         return np.nan
     beyond = min(np.sum(ratios <= point / error), np.sum(ratios >= point / error))

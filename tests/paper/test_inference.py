@@ -44,7 +44,7 @@ def test_the_p_value_is_the_level_at_which_the_interval_begins_to_hold_zero(move
     p = inference.p_value(found, np.random.default_rng(0))
     for level, holds in ((1 - p - 0.002, False), (1 - p + 0.002, True)):
         if 0 < level < 1:
-            interval = inference.mean_of_these_tasks(found, np.random.default_rng(0), 20_000, level)
+            interval = inference.iqm_of_these_tasks(found, np.random.default_rng(0), 20_000, level)
             assert (interval.low <= 0 <= interval.high) == holds
 
 
