@@ -3,6 +3,7 @@
 import copy
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -441,3 +442,12 @@ def test_an_experiment_of_dvc_changes_the_setting_that_it_names_and_no_other(tmp
         assert {k: v for k, v in changed.items() if k != part} == {k: v for k, v in before.items() if k != part}
         changed, before = changed[part], before[part]
     assert changed == before | {last: 0.125}
+
+
+def test_a_small_number_of_an_experiment_stays_a_number(root):
+    from dvc.utils.hydra import apply_overrides
+
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", root)
+    apply_overrides(str(root / "params.yaml"), ["methods.etpo.beta=1e-7"])
+    assert "beta: 1e-07" in (root / "params.yaml").read_text()  # text to YAML 1.1
+    assert resolve("laptop").methods["etpo"].beta == 1e-7

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import body, needs_wall
+from programs import INNOCENT, body, needs_wall
 from sklearn.utils import all_estimators
 
 from etpo_core.sandbox import worker as worker_module
@@ -67,6 +67,15 @@ def test_pandas_works_behind_the_walls(pandas_pool, table, what):
 def test_modules_that_programs_import_are_there(pool, table):
     outcome = pool.score(MODULES, *table, [0])
     assert outcome.score is not None, outcome
+
+
+@needs_wall
+def test_a_star_import_that_is_an_error_elsewhere_is_none_here(pool, table):
+    """A program that has one earns its score here; copied from here it needs the import of experimental names first."""
+    star = "from sklearn.model_selection import *"
+    elsewhere = subprocess.run([sys.executable, "-c", star], capture_output=True, text=True)
+    assert "ImportError: HalvingGridSearchCV is experimental" in elsewhere.stderr
+    assert pool.score(f"{star}\n{INNOCENT}", *table, [0]).score is not None
 
 
 LOOKING = {  # at files or at the machine, which a program cannot
