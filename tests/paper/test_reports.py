@@ -23,6 +23,7 @@ from etpo_paper.report import (
     convergence,
     credit,
     datasets,
+    estimates,
     exploration,
     frontier,
     learning,
@@ -599,6 +600,26 @@ def test_the_benchmark_shows_the_share_of_the_regret_that_is_left(root):
     panels = [axes for axes in benchmark.figure(data).axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["early token", "long action", "mean over kinds"]
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["PPO-KL", "GRPO", "ETPO"]
+
+
+def test_estimates_of_the_longest_actions_halfway(root):
+    data = estimates.load("smoke", {"early": "early token", "long": "long action", "fork": "fork"})
+    assert data.longest == 8
+    assert list(data.titles) == ["early", "long"]
+    rows = data.of("long", "halfway", 8)
+    assert rows.loc["ppo_kl", "actions"] == pytest.approx(8 * 1.5) and rows.loc["grpo", "bias"] == pytest.approx(0.1)
+    shown = estimates.table(data).cells()
+    assert shown["Estimator"].tolist()[:3] == ["PPO-KL", "GRPO", "NTPO"]
+    assert shown["Estimator"].tolist()[6:] == [
+        "ETPO, λ = 0, V lags",
+        "VinePPO, 1 continuation",
+        "VinePPO, 9 continuations",
+    ]
+    assert shown["long action: actions"].tolist()[:2] == ["12.0", "20.0"]
+    assert "long action: PPO-KL 12.0; GRPO 20.0;" in estimates.answer(data)
+    figure = estimates.figure(data)
+    assert len(figure.axes) == 6 and figure.axes[5].get_lines()[0].get_ydata().tolist() == [1.5, 12.0]
+    assert [tick.get_text() for tick in figure.axes[3].get_xticklabels()] == ["1", "8"]
 
 
 def test_regrets_that_lack_are_one_line(other):
