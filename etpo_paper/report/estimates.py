@@ -93,8 +93,8 @@ def answer(data: Estimates) -> str:
         parts.append(f"{title}: {found}")
     drawn = rows["drawn"]["vine_9"]
     return notebook.answer(
-        f"Actions of {data.longest} tokens, halfway to the optimum: how many of them it takes until the gradient equals "
-        "its noise. "
+        f"Actions of {data.longest} tokens, halfway to the optimum: how many of them it takes until the "
+        "gradient equals its noise. "
         + ". ".join(parts)
         + f". The Monte-Carlo value with 9 continuations draws {drawn:.1f} times the tokens."
     )

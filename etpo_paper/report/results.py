@@ -40,7 +40,7 @@ HELD_OUT_COLUMNS = [
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
 ]  # fmt: skip
-GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
+GRADIENT_COLUMNS = ["task", "actions", "method", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 BENCHMARK_COLUMNS = ["kind", "variant", "purpose", "world", "seed", "learning_rate", "start", "middle", "end"]
 ESTIMATE_COLUMNS = [

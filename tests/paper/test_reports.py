@@ -662,7 +662,9 @@ def test_the_steps_of_the_algorithm_name_functions_that_exist():
 def make_gradients(root):
     path = root / "evaluations" / "smoke" / "gradients.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [("", "", 0.2, 0.01), (0, 0.0, 0.05, 0.01), (0, 1.0, 0.3, 0.02), (64, 0.0, 0.5, 0.02), (64, 1.0, 0.4, 0.01)]
+    rows = [("ppo_kl", "", "", 0.2, 0.01), ("tbrm", "", "", 0.1, 0.03)]
+    rows += [("etpo", 0, 0.0, 0.05, 0.01), ("etpo", 0, 1.0, 0.3, 0.02), ("ppo_kl", 0, "", 0.2, 0.01)]
+    rows += [("etpo", 64, 0.0, 0.5, 0.02), ("etpo", 64, 1.0, 0.4, 0.01), ("ppo_kl", 64, "", 0.25, 0.01)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(results.GRADIENT_COLUMNS)
@@ -687,6 +689,15 @@ def test_cosines_by_number_of_actions_and_lambda(other):
     (axes,) = advantages.figure(data).axes
     names = axes.get_legend_handles_labels()[1]
     assert names == ["all tokens alike", "V = 0", "V fitted to 64 actions"]
+    assert table.numbers["known"].isna().tolist() == [True, False, False, False, False]
+    methods = advantages.methods_table(data)
+    assert methods.cells().to_dict("list") == {
+        "Method": ["PPO-KL", "TBRM", "ETPO"],
+        "first update": ["0.20 ± 0.01", "0.10 ± 0.03", "0.30 ± 0.02"],
+        "V fitted to 64 actions": ["0.25 ± 0.01", "–", "0.40 ± 0.01"],
+    }
+    (axes,) = advantages.methods_figure(data).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["PPO-KL", "TBRM", "ETPO"]
 
 
 # Perplexity ------------------------------------------------------------------------------------------------------
