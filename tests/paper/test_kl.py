@@ -127,6 +127,24 @@ def test_at_tokens_neither_estimator_has_the_gradient_of_a_divergence_of_whole_a
         assert (found["token", "loss", name] - whole).norm() > 0.05 * whole.norm()
 
 
+def test_corrected_with_the_ratio_of_a_sequence_k3_has_the_gradient_of_neither(world, found):
+    """As TRL 1.16 has it at sequence level: the ratio of an action is exp of its tokens' mean log-ratio."""
+    policy, tokens = random_policy(world, 5), world.lengths.double()
+    chance, reference = world.action_log_prob(policy).exp(), world.token_log_prob(world.reference_logits)
+
+    def loss(p):
+        log_prob = world.token_log_prob(p)
+        ratio = ((log_prob - log_prob.detach()).sum(-1) / tokens).exp()
+        return (chance * ratio * kl_estimate(log_prob - reference, "k3").sum(-1)).sum()
+
+    mixed = gradient_of(loss, policy)
+    log_reference = world.action_log_prob(world.reference_logits)
+    backwards = gradient_of(lambda p: (log_reference.exp() * (log_reference - world.action_log_prob(p))).sum(), policy)
+    of_tokens = [found["token", "loss", name] for name in ("k3 with ratio", "k3")]
+    for other in (*of_tokens, found["action", "loss", "full"], backwards):
+        assert (mixed - other).norm() > 0.05 * other.norm()
+
+
 def test_how_much_fixed_prefixes_miss_is_a_matter_of_the_world():
     """Nothing where only the first token moves; a seventh on average in random worlds of three states at half a nat."""
 
