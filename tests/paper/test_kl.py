@@ -161,7 +161,7 @@ def test_how_much_fixed_prefixes_miss_is_a_matter_of_the_world():
 
 
 def test_a_loss_that_averages_over_tokens_has_the_same_beta_if_it_averages_the_reward_too():
-    """As in TRL's GRPO: both are over T, and β is per nat of the whole action. Of the KL alone, β is T times as much."""
+    """As in TRL's GRPO, where β is so per nat of the whole action. If only the KL is averaged, β counts a T-th."""
     world, beta = KINDS["fork"].world(1), 0.2
     policy = random_policy(world, 5)
     tokens = world.tokens.shape[1]
