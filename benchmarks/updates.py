@@ -1,6 +1,6 @@
 """One update of every method on the same batch: CPU time and memory as ratios to ETPO's, beside the arithmetic.
 
-A model of SmolLM2's shape writes 16 actions of 48 tokens, once. Every method then updates in a copy of this process
+A model of SmolLM2's shape writes 16 actions of 32 tokens, once. Every method then updates in a copy of this process
 (`os.fork`), so that all begin with the same weights and the same memory. Methods take turns, and the median over the
 turns is shown. Settings are those of `params.yaml`, passes over a batch included. The actions end their episodes:
 states that follow and are not acted in would cost a run over them. Run it with one thread.
@@ -129,7 +129,7 @@ def counted(method: Method, agent: Agent, batch: Sequence[Transition]) -> dict[s
 
 def written(small: bool) -> tuple[Agent, list[Transition]]:
     """An agent, and the batch that it wrote."""
-    count, length, prompt_tokens = (4, 6, 5) if small else (16, 48, 67)
+    count, length, prompt_tokens = (4, 6, 5) if small else (16, 32, 67)
     training = load_settings("laptop").training
     model = language_model(small, "cpu", torch.float32)
     agent = Agent(
