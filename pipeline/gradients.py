@@ -28,6 +28,8 @@ from pipeline.executor import open_executor
 from pipeline.resolve import resolve
 from pipeline.train import load_agent
 
+TOKEN_LAM = 0.95  # of POAD and NTPO, whose sections a finished round of tuning need not have
+
 
 def written(agent: Agent, settings: Settings, task_name: str, count: int, environments: int) -> list[Transition]:
     """`count` actions of the untrained model on a task, or some more."""
@@ -57,7 +59,7 @@ def described(agent: Agent, transitions: list[Transition], gamma: float) -> Acti
     later = {t.next_prompt for t in transitions if not t.terminated}
     rewards = [t.reward for t in transitions if t.prompt in later]
     following = sum(rewards) / max(1, len(rewards))
-    ordered, states, scores = [], [], []
+    ordered, states, scores, means, levels = [], [], [], [], []
     networks = agent.networks
     weight = networks.head_weight.float()
     for batch in networks.batches(transitions):
@@ -66,9 +68,22 @@ def described(agent: Agent, transitions: list[Transition], gamma: float) -> Acti
         ordered += batch.transitions
         states.append(hidden.cpu())
         for part, tokens in zip(hidden.split(CHUNK), drawn.split(CHUNK), strict=True):
-            scores.append((weight[tokens] - (part @ weight.T).softmax(-1) @ weight).cpu())
+            logits = part @ weight.T
+            mean = logits.softmax(-1) @ weight
+            scores.append((weight[tokens] - mean).cpu())
+            means.append(mean.cpu())
+            levels.append(logits.logsumexp(-1).cpu())
     returns = torch.tensor([t.reward + (0.0 if t.terminated else gamma * following) for t in ordered])
-    return Actions(returns, torch.tensor([len(t.action) for t in ordered]), torch.cat(states), torch.cat(scores))
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(t.prompt for t in ordered))}
+    return Actions(
+        returns=returns,
+        lengths=torch.tensor([len(t.action) for t in ordered]),
+        states=torch.cat(states),
+        scores=torch.cat(scores),
+        means=torch.cat(means),
+        levels=torch.cat(levels),
+        groups=torch.tensor([number[t.prompt] for t in ordered]),
+    )
 
 
 def run(scale: str) -> None:
@@ -94,10 +109,13 @@ def run(scale: str) -> None:
         batch=settings.training.environments * settings.training.steps_per_update,
         draws=g.draws,
         generator=torch.Generator().manual_seed(0),
+        beta=settings.methods.etpo.beta,
+        gamma=settings.methods.etpo.gamma,
+        lam=TOKEN_LAM,
     )
     path = paths.EVALUATIONS / scale / "gradients.csv"
     # What is None is an empty cell.
-    cells = ((r["known"], r["lam"], f"{r['cosine']:.6g}", f"{r['error']:.6g}") for r in rows)
+    cells = ((r["method"], r["known"], r["lam"], f"{r['cosine']:.6g}", f"{r['error']:.6g}") for r in rows)
     write_rows(path, GRADIENT_COLUMNS, ((task, len(found), *row) for row in cells))
     print(f"{len(found)} actions: {path}")
 

@@ -1,6 +1,7 @@
 """Synthetic raw results in a temporary root: small, seeded, with the exact files that runs write."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ BODIES = {
         "    model = make_pipeline(StandardScaler(), RandomForestClassifier())\n" + _FIT
     ),
 }
+ESTIMATORS = ("ppo_kl", "grpo", "ntpo", "poad", "etpo_1", "etpo_0", "etpo_0_late", "vine_1", "vine_9")
 BROKEN = "    model = LogisticRegression(\n"
 _SKILL = {
     "reflection": 0.0,
@@ -237,3 +239,11 @@ def make_regret(root: Path, scale: str = "smoke") -> None:
                 for seed in range(4):
                     end = 0.2 * hard * (1 + place) + 0.01 * seed
                     writer.writerow((kind, variant, "reported", 1, seed, 0.1, 2.0, 1.0, end))
+    with path.with_name("estimates.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(results.ESTIMATE_COLUMNS)
+        keys = ("early", "long"), (1, 8), ("reference", "halfway"), (1, 2)
+        for kind, length, policy, world in itertools.product(*keys):
+            for place, estimator in enumerate(ESTIMATORS):
+                quality = (0.1 * place, 0.0, 0.2, 0.3, 0.9, length * (world + place), 2.0)
+                writer.writerow((kind, length, policy, world, estimator, *quality))

@@ -1,7 +1,8 @@
 """How well gradients of small batches agree with that of many actions: figure and table of the notebook `advantages`.
 
-The stage `gradients` measures cosines between the two, for advantages that are alike for all tokens of an action, and
-for λ-returns less a value V(prefix) that was fitted to some number of other actions.
+The stage `gradients` measures cosines between the two, for advantages that are alike for all tokens of an action, for
+λ-returns less a value V(prefix) that was fitted to some number of other actions, and for what each of the other methods
+would do in its first update.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from matplotlib.figure import Figure
 from etpo_core.errors import UserError
 from etpo_paper.base.settings import load_settings
 from etpo_paper.report import notebook, plotting, results
-from etpo_paper.report.names import counted
-from etpo_paper.report.tables import Table
+from etpo_paper.report.names import counted, label, ordered
+from etpo_paper.report.tables import NO_VALUE, Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,24 @@ class Cosines:
     @property
     def alike(self) -> dict[Any, Any]:
         """The row in which all tokens of an action have the same advantage."""
-        return self.rows[self.rows["known"].isna()].to_dict("records")[0]
+        return self.rows[(self.rows["method"] == "ppo_kl") & self.rows["known"].isna()].to_dict("records")[0]
 
     @property
     def each(self) -> pd.DataFrame:
-        """The rows in which each token has an advantage of its own."""
-        return self.rows[self.rows["known"].notna()].astype({"known": int})
+        """The rows of ETPO, in which each token has an advantage of its own."""
+        return self.rows[self.rows["method"] == "etpo"].astype({"known": int})
+
+    @property
+    def methods(self) -> pd.DataFrame:
+        """A row for each method: cosine and error before the first update, and with the value fitted to most actions.
+
+        Both are of λ = 1 for ETPO, as it runs; a method without a value network has no second pair.
+        """
+        rows = self.rows[(self.rows["method"] != "etpo") | (self.rows["lam"] == 1)]
+        rows = rows[(rows["method"] != "ppo_kl") | rows["known"].notna()]
+        first = rows[rows["known"].isna() | (rows["known"] == 0)].set_index("method")[["cosine", "error"]]
+        later = rows[rows["known"] == self.each["known"].max()].set_index("method")[["cosine", "error"]]
+        return first.join(later.add_suffix("_later")).loc[ordered(first.index)]
 
     @property
     def compared(self) -> int:
@@ -125,4 +138,42 @@ def table(data: Cosines) -> Table:
     shown.columns = pd.Index(["actions known", *(f"λ = {lam:g}" for lam in shown.columns[1:])])
     alike = data.alike["cosine"]
     caption = f"Cosine of a batch with {data.compared} other actions; all tokens alike: {alike:.2f}."
-    return Table(data.rows, caption, shown, digits=2)
+    rows = data.rows
+    numbers = rows[(rows["method"] == "etpo") | ((rows["method"] == "ppo_kl") & rows["known"].isna())]
+    return Table(numbers.drop(columns="method"), caption, shown, digits=2)
+
+
+def methods_figure(data: Cosines) -> Figure:
+    """The cosine of each method's first update, and the one with a value that is known."""
+    rows = data.methods
+    figure, axes = plt.subplots(figsize=(plotting.PAGE_WIDTH, 3.2))
+    most = int(data.each["known"].max())
+    for place, (method, row) in enumerate(rows.iterrows()):
+        colour = plotting.colour(str(method))
+        for column, face, end in (("cosine", "white", ""), ("cosine_later", colour, "_later")):
+            axes.errorbar(
+                [row[column]], [-place], xerr=[row[f"error{end}"]], color=colour, marker="o", markersize=5, mfc=face
+            )
+    axes.set_yticks([-place for place in range(len(rows))], [label(str(method)) for method in rows.index])
+    axes.axvline(0.0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.set_xlabel(f"cosine of a batch of {data.batch} actions with {data.compared} others, mean over batches")
+    figure.tight_layout()
+    meaning = (
+        "Hollow: the first update, when a value network says 0 (and V of TBRM is that of the logits). Full: with a "
+        f"value fitted to {most} other actions, of methods that have one. ETPO has λ = 1, POAD and NTPO λ = 0.95. "
+        "Bars are one standard error. ETPO without the token-level backup has the first gradient of ETPO with λ = 1."
+    )
+    plotting.footnote(figure, [meaning, data.note])
+    return figure
+
+
+def methods_table(data: Cosines) -> Table:
+    """The cosine of each method's first update, and the one with a value that is known."""
+    rows = data.methods.reset_index()
+    most = int(data.each["known"].max())
+    shown = pd.DataFrame({"Method": [label(method) for method in rows["method"]]})
+    for words, end in (("first update", ""), (f"V fitted to {counted(most, 'action')}", "_later")):
+        pairs = zip(rows[f"cosine{end}"], rows[f"error{end}"], strict=True)
+        shown[words] = [NO_VALUE if pd.isna(mean) else f"{mean:.2f} ± {error:.2f}" for mean, error in pairs]
+    caption = f"Cosine of each method's first gradient, of {data.batch} actions, with {data.compared} other actions."
+    return Table(rows, caption, shown, [data.note])

@@ -40,16 +40,19 @@ HELD_OUT_COLUMNS = [
 PERPLEXITY_COLUMNS = [
     "model", "task", "seed", "corpus", "source", "stand_in", "tokens", "nll", "perplexity", "before_nll",
 ]  # fmt: skip
-GRADIENT_COLUMNS = ["task", "actions", "known", "lam", "cosine", "error"]
+GRADIENT_COLUMNS = ["task", "actions", "method", "known", "lam", "cosine", "error"]
 REGRET_COLUMNS = ["variant", "purpose", "world", "learning_rate", "update", "regret"]
 BENCHMARK_COLUMNS = ["kind", "variant", "purpose", "world", "seed", "learning_rate", "start", "middle", "end"]
+ESTIMATE_COLUMNS = [
+    "kind", "length", "policy", "world", "estimator", "bias", "tilt", "deviation", "off", "cosine", "actions", "drawn",
+]  # fmt: skip
 # With dealt labels, honest programs lie around 0.5. A program is held to carry labels if it lies above 0.5 by more than
 # both of these: a margin in ROC AUC, and so many standard errors of its own mean over the splits, because on a table of
 # a few dozen rows an honest program may be far above or below on each. docs/executor.md says how they were chosen.
 DEALT_MARGIN, DEALT_ERRORS = 0.1, 4.0
 EARLY, LATE = "early", "late"  # see `period`
 
-_NAMES = {"method", "task", "variant", "purpose", "known", "kind"}
+_NAMES = {"method", "task", "variant", "purpose", "known", "kind", "policy", "estimator"}
 _TEXT = dict.fromkeys(["status", "error_class", "code_hash", "stand_in", "corpus", "source", "model"], "object")
 
 
@@ -208,6 +211,11 @@ def load_regret(scale: str) -> pd.DataFrame:
 def load_benchmark(scale: str) -> pd.DataFrame:
     """Regret in kinds of worlds (`BENCHMARK_COLUMNS`), a row for each run; no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "benchmark.csv", BENCHMARK_COLUMNS)
+
+
+def load_estimates(scale: str) -> pd.DataFrame:
+    """What estimators of an advantage are worth (`ESTIMATE_COLUMNS`); no rows if the stage was not run."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "estimates.csv", ESTIMATE_COLUMNS)
 
 
 def load_gradients(scale: str) -> pd.DataFrame:

@@ -70,8 +70,8 @@ def _levels(count: int, generator: torch.Generator) -> Tensor:
     return torch.linspace(-0.5, 0.5, count)[torch.randperm(count, generator=generator)]
 
 
-def _early(seed: int) -> World:
-    return _one_turn(seed, 3, 5, lambda tokens, generator: _levels(3, generator)[tokens[:, 0]])
+def _early(seed: int, length: int = 5) -> World:
+    return _one_turn(seed, 3, length, lambda tokens, generator: _levels(3, generator)[tokens[:, 0]])
 
 
 def _filler(seed: int) -> World:
@@ -93,14 +93,14 @@ def _fork(seed: int) -> World:
     return _one_turn(seed, 3, 4, reward)
 
 
-def _long(seed: int) -> World:
-    """Eight tokens out of two; every one that is as in a hidden pattern earns an eighth."""
+def _long(seed: int, length: int = 8) -> World:
+    """Eight tokens out of two, or another number; every one that is as in a hidden pattern earns its share of 1."""
 
     def reward(tokens: Tensor, generator: torch.Generator) -> Tensor:
         pattern = torch.randint(2, (tokens.shape[1],), generator=generator)
         return (tokens == pattern).double().mean(-1)
 
-    return _one_turn(seed, 2, 8, reward)
+    return _one_turn(seed, 2, length, reward)
 
 
 def _offset(seed: int) -> World:
@@ -140,3 +140,6 @@ KINDS = {
     "off_policy": Kind("off-policy", "Another policy, that never learns, draws the actions.", _random, True),
     "repairs": Kind("repairs", "A failure costs 1 and leads to a second and last try.", _repairs),
 }
+
+# Those that can be had with actions of any length, to see what grows with it: a world from a seed and a length.
+BY_LENGTH: dict[str, Callable[[int, int], World]] = {"early": _early, "long": _long}

@@ -5,6 +5,7 @@ import torch
 
 from etpo_core.bellman import kl_divergence
 from etpo_paper.methods.kl import kl_estimate
+from etpo_paper.tabular.kinds import KINDS
 from etpo_paper.tabular.kl import action_kl, gradients, shift_to
 from etpo_paper.tabular.worlds import random_policy, random_world
 
@@ -114,3 +115,66 @@ def test_with_prefixes_held_fixed_the_gradient_is_off_the_more_the_farther_from_
         along.append(1 - float(fixed @ exact / (exact @ exact)))
     assert least < sum(missing) / len(missing) < most, missing
     assert sum(along) > 0 > min(along)
+
+
+def test_at_tokens_neither_estimator_has_the_gradient_of_a_divergence_of_whole_actions(world, found):
+    """k3 at tokens as GRPO has it, with and without TRL's bias correction."""
+    policy = random_policy(world, 5)
+    log_reference = world.action_log_prob(world.reference_logits)
+    backwards = gradient_of(lambda p: (log_reference.exp() * (log_reference - world.action_log_prob(p))).sum(), policy)
+    forwards = found["action", "loss", "full"]
+    for name, whole in (("k3 with ratio", forwards), ("k3", backwards)):
+        assert (found["token", "loss", name] - whole).norm() > 0.05 * whole.norm()
+
+
+def test_corrected_with_the_ratio_of_a_sequence_k3_has_the_gradient_of_neither(world, found):
+    """As TRL 1.16 has it at sequence level: the ratio of an action is exp of its tokens' mean log-ratio."""
+    policy, tokens = random_policy(world, 5), world.lengths.double()
+    chance, reference = world.action_log_prob(policy).exp(), world.token_log_prob(world.reference_logits)
+
+    def loss(p):
+        log_prob = world.token_log_prob(p)
+        ratio = ((log_prob - log_prob.detach()).sum(-1) / tokens).exp()
+        return (chance * ratio * kl_estimate(log_prob - reference, "k3").sum(-1)).sum()
+
+    mixed = gradient_of(loss, policy)
+    log_reference = world.action_log_prob(world.reference_logits)
+    backwards = gradient_of(lambda p: (log_reference.exp() * (log_reference - world.action_log_prob(p))).sum(), policy)
+    of_tokens = [found["token", "loss", name] for name in ("k3 with ratio", "k3")]
+    for other in (*of_tokens, found["action", "loss", "full"], backwards):
+        assert (mixed - other).norm() > 0.05 * other.norm()
+
+
+def test_how_much_fixed_prefixes_miss_is_a_matter_of_the_world():
+    """Nothing where only the first token moves; a seventh on average in random worlds of three states at half a nat."""
+
+    def missing(world, policy):
+        of = gradients(world, shift_to(world, policy, 0.5))
+        exact, fixed = of["action", "loss", "full"].flatten(), of["token", "loss", "full"].flatten()
+        return 1 - float(fixed @ exact / (exact @ exact))
+
+    for kind in ("early", "filler"):
+        world = KINDS[kind].world(1)
+        assert abs(missing(world, world.improve(0.1, 0.9)[1])) < 1e-8
+    found = [missing(random_world(seed), random_policy(random_world(seed), seed + 10)) for seed in range(1, 6)]
+    assert 0.12 < sum(found) / len(found) < 0.16 and min(found) < 0 < 0.2 < max(found)
+
+
+def test_a_loss_that_averages_over_tokens_has_the_same_beta_if_it_averages_the_reward_too():
+    """As in TRL's GRPO, where β is so per nat of the whole action. If only the KL is averaged, β counts a T-th."""
+    world, beta = KINDS["fork"].world(1), 0.2
+    policy = random_policy(world, 5)
+    tokens = world.tokens.shape[1]
+    chance, reference = world.action_log_prob(policy).exp(), world.token_log_prob(world.reference_logits)
+
+    def loss(p, reward_over):
+        log_prob = world.token_log_prob(p)
+        ratio = (log_prob - log_prob.detach()).exp()
+        k3 = ratio * kl_estimate(log_prob - reference, "k3")
+        return (chance * (-(ratio.sum(-1) * world.reward) / reward_over + beta * k3.sum(-1) / tokens)).sum()
+
+    of_kl = gradients(world, policy)["token", "loss", "k3 with ratio"]
+    of_reward = gradient_of(lambda p: (world.action_log_prob(p).exp() * world.reward).sum(), policy)
+    averaged, kl_alone = (gradient_of(lambda p, o=over: loss(p, o), policy) for over in (tokens, 1))
+    torch.testing.assert_close(tokens * averaged, beta * of_kl - of_reward, **EXACT)
+    torch.testing.assert_close(kl_alone, beta / tokens * of_kl - of_reward, **EXACT)

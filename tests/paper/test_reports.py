@@ -23,6 +23,7 @@ from etpo_paper.report import (
     convergence,
     credit,
     datasets,
+    estimates,
     exploration,
     frontier,
     learning,
@@ -601,6 +602,26 @@ def test_the_benchmark_shows_the_share_of_the_regret_that_is_left(root):
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["PPO-KL", "GRPO", "ETPO"]
 
 
+def test_estimates_of_the_longest_actions_halfway(root):
+    data = estimates.load("smoke", {"early": "early token", "long": "long action", "fork": "fork"})
+    assert data.longest == 8
+    assert list(data.titles) == ["early", "long"]
+    rows = data.of("long", "halfway", 8)
+    assert rows.loc["ppo_kl", "actions"] == pytest.approx(8 * 1.5) and rows.loc["grpo", "bias"] == pytest.approx(0.1)
+    shown = estimates.table(data).cells()
+    assert shown["Estimator"].tolist()[:3] == ["PPO-KL", "GRPO", "NTPO"]
+    assert shown["Estimator"].tolist()[6:] == [
+        "ETPO, λ = 0, V lags",
+        "VinePPO, 1 continuation",
+        "VinePPO, 9 continuations",
+    ]
+    assert shown["long action: actions"].tolist()[:2] == ["12.0", "20.0"]
+    assert "long action: PPO-KL 12.0; GRPO 20.0;" in estimates.answer(data)
+    figure = estimates.figure(data)
+    assert len(figure.axes) == 6 and figure.axes[5].get_lines()[0].get_ydata().tolist() == [1.5, 12.0]
+    assert [tick.get_text() for tick in figure.axes[3].get_xticklabels()] == ["1", "8"]
+
+
 def test_regrets_that_lack_are_one_line(other):
     with pytest.raises(
         UserError, match="no regrets of scale smoke; make them: python -m pipeline.worlds --scale smoke"
@@ -641,7 +662,9 @@ def test_the_steps_of_the_algorithm_name_functions_that_exist():
 def make_gradients(root):
     path = root / "evaluations" / "smoke" / "gradients.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [("", "", 0.2, 0.01), (0, 0.0, 0.05, 0.01), (0, 1.0, 0.3, 0.02), (64, 0.0, 0.5, 0.02), (64, 1.0, 0.4, 0.01)]
+    rows = [("ppo_kl", "", "", 0.2, 0.01), ("tbrm", "", "", 0.1, 0.03)]
+    rows += [("etpo", 0, 0.0, 0.05, 0.01), ("etpo", 0, 1.0, 0.3, 0.02), ("ppo_kl", 0, "", 0.2, 0.01)]
+    rows += [("etpo", 64, 0.0, 0.5, 0.02), ("etpo", 64, 1.0, 0.4, 0.01), ("ppo_kl", 64, "", 0.25, 0.01)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(results.GRADIENT_COLUMNS)
@@ -666,6 +689,15 @@ def test_cosines_by_number_of_actions_and_lambda(other):
     (axes,) = advantages.figure(data).axes
     names = axes.get_legend_handles_labels()[1]
     assert names == ["all tokens alike", "V = 0", "V fitted to 64 actions"]
+    assert table.numbers["known"].isna().tolist() == [True, False, False, False, False]
+    methods = advantages.methods_table(data)
+    assert methods.cells().to_dict("list") == {
+        "Method": ["PPO-KL", "TBRM", "ETPO"],
+        "first update": ["0.20 ± 0.01", "0.10 ± 0.03", "0.30 ± 0.02"],
+        "V fitted to 64 actions": ["0.25 ± 0.01", "–", "0.40 ± 0.01"],
+    }
+    (axes,) = advantages.methods_figure(data).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["PPO-KL", "TBRM", "ETPO"]
 
 
 # Perplexity ------------------------------------------------------------------------------------------------------

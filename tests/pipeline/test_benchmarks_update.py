@@ -7,7 +7,9 @@ import pytest
 from stages import nothing_is_timed, run_module
 from transformers import LlamaConfig
 
+from benchmarks import updates
 from benchmarks.update import LIMIT, NO_TRL, OURS, TRL, WHOLE, Load, arithmetic, numbers
+from etpo_paper.methods import METHODS
 
 
 def read(path):
@@ -63,3 +65,28 @@ def test_end_to_end_splits_the_time_of_a_run(toy_project, tmp_path, at, stage):
     assert list(rows) == ["rollout", "execution", "update", "rest", "total"]
     assert sum(float(rows[part]["share"]) for part in list(rows)[:-1]) == pytest.approx(1, abs=0.01)
     assert float(rows["total"]["steps_500_s"]) > 0 and rows["total"]["tier"]
+
+
+def test_one_update_of_every_method_is_counted(tmp_path):
+    """Each in a copy of the process, so that all begin alike: only runs and products are the same every time."""
+    file = tmp_path / "updates.csv"
+    done = run_module("benchmarks.updates", "--small", "--turns", "1", "--csv", file)
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in read(file)}
+    learning = {name for name, kind in METHODS.items() if kind.trains} - {"etpo_no_reflection"}
+    assert set(rows) == learning, "every update rule, and none twice"
+    runs = {name: (float(row["runs"]), float(row["gradients"])) for name, row in rows.items()}
+    assert runs["etpo"] == (1.0, 1.0) == runs["tbrm"] and runs["oreo"] == (1.0, 2.0)
+    assert runs["ppo_kl"] == (1.0, 2.0), "two passes, of which the first has the policy that acted"
+    products = {name: float(row["products_of_etpo"]) for name, row in rows.items()}
+    assert products["etpo"] == 1.0 < products["ppo_kl"] < products["poad"]
+    assert float(rows["poad"]["needs_of_etpo"]) == pytest.approx((1 + 3 * 2 * 2) / (1 + 3), abs=0.01)
+
+
+def test_a_failed_update_is_told(capfd):
+    def fails():
+        raise ValueError("no such weight")
+
+    with pytest.raises(RuntimeError, match="an update failed, see above"):
+        updates.forked(fails)
+    assert "no such weight" in capfd.readouterr().err

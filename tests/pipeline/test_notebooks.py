@@ -20,7 +20,7 @@ ALL = sorted(path for path in (fixtures.CHECKOUT / "notebooks").glob("*.ipynb") 
 WRITES = {
     "algorithm": {"workflow": "f", "algorithm": "t", "readings_of_q": "t"},
     "consistency": {"gap_by_inner_discount": "ft", "kl_gradients": "t"},
-    "learning": {"regret": "ft", "benchmark": "ft"},
+    "learning": {"regret": "ft", "benchmark": "ft", "estimates": "ft"},
     "dataset_table": {"datasets": "t", "class_counts": "f"},
     "exploration": {"best_within_k": "ft"},
     "main_table": {"main_table": "t", "aggregate": "t", "performance_profile": "f"},
