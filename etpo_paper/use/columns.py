@@ -32,11 +32,11 @@ def text_of(value: object) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     text = " ".join(str(value).split())
-    if text.lower() in NO_VALUE:
+    if (lower := text.lower()) in NO_VALUE:
         return ""
-    if text.lower() in ("true", "false"):
+    if lower in ("true", "false"):
         return text.capitalize()
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) if text.endswith(".0") else text
 
 
 def texts(series: pd.Series) -> pd.Series:
@@ -47,10 +47,11 @@ def texts(series: pd.Series) -> pd.Series:
 def numbers(series: pd.Series, decimal: str = ".") -> pd.Series:
     """A column as floats: signs of currency, percent and thousands are left out; what is no number becomes NaN."""
     if series.dtype.kind not in "biuf":
-        bare = texts(series).str.replace(r"[\s'€$£¥%]", "", regex=True)
-        other = "." if decimal == "," else ","
-        bare = bare.str.replace(other, "", regex=False).str.replace(decimal, ".", regex=False)
-        series = pd.to_numeric(bare, errors="coerce")
+        found = pd.to_numeric(series, errors="coerce") if decimal == "." else pd.Series(np.nan, index=series.index)
+        rest = found.isna()
+        bare = texts(series[rest]).str.replace(r"[\s'€$£¥%]", "", regex=True)
+        bare = bare.str.replace("." if decimal == "," else ",", "", regex=False).str.replace(decimal, ".", regex=False)
+        series = found.astype("float64").mask(rest, pd.to_numeric(bare, errors="coerce").reindex(series.index))
     values = series.astype("float64")
     return values.where(np.isfinite(values))
 
@@ -101,16 +102,15 @@ class Encoder:
         fill = SimpleImputer(strategy="median", keep_empty_features=True)
         self._one_hot, self._fill = one_hot, fill
 
-    def fit(self, frame: pd.DataFrame) -> "Encoder":
-        """Learns medians, frequent values and frequent words."""
+    def fit_transform(self, frame: pd.DataFrame) -> np.ndarray:
+        """Learns medians, frequent values and frequent words; returns what `transform` does."""
         table = prepared(frame, self.plan)
         by_kind = {kind: [c for c in table.columns if c.startswith(kind)] for kind in ("number", "category", "words")}
         parts: list = [("number", self._fill, by_kind["number"]), ("category", self._one_hot, by_kind["category"])]
         for column in by_kind["words"]:
             parts.append((column, TfidfVectorizer(max_features=MOST_WORDS), column))
         self._parts = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
-        self._parts.fit(table)
-        return self
+        return np.asarray(self._parts.fit_transform(table), dtype=np.float64)
 
     def transform(self, frame: pd.DataFrame) -> np.ndarray:
         """float64 [rows, features], all finite; values that were not seen are as the rare ones."""
@@ -140,11 +140,12 @@ class Classifier:
         if len(np.unique(y)) < 2:
             raise ValueError(f"the column {target!r} holds fewer than two of the classes {labels}")
         self.classes_ = np.array(labels)
-        self.encoder = Encoder(plan).fit(frame)
+        self.encoder = Encoder(plan)
+        x = self.encoder.fit_transform(frame)
         before = np.random.get_state()
         np.random.seed(0)  # for what the program leaves unseeded
         try:
-            self.model = build_model(self.encoder.transform(frame), y)
+            self.model = build_model(x, y)
         finally:
             np.random.set_state(before)
         known = getattr(self.model, "classes_", np.unique(y))

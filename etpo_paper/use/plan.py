@@ -78,7 +78,7 @@ def _number(name: str, there: pd.Series, parsed: pd.Series, decimal: str) -> tup
     if unique and (IDENTIFIER.search(name) or (whole.diff().dropna() == 1).all()):
         return None, "left out, because it numbers the rows", ""
     rule = "numbers with a decimal comma" if decimal == "," else ""
-    if not rule and there.str.contains(r"[€$£¥%']|\d,\d", regex=True).any():
+    if not rule and re.search(r"[€$£¥%']|\d,\d", "|".join(there)):
         rule = "numbers, read without their signs"
     odd = int(parsed.isna().sum())
     if odd:
@@ -92,6 +92,8 @@ def _odd(count: int, what: str) -> str:
 
 def decimal_of(values: pd.Series) -> str:
     """The sign before the decimals of a column of numbers."""
+    if "," not in "".join(values):
+        return "."
     comma = values.str.contains(r"^[^,]*,\d*[^,]*$", regex=True)
     if not comma.any():
         return "."

@@ -6,7 +6,7 @@ training uses, of their features alone.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,13 @@ class OwnTable:
         labels: the classes, in the order of their codes in `task.y`.
         plan: see `columns`.
         notes: a sentence about everything that was changed or left out.
-        frame: the rows of the task with their original columns, as text.
     """
 
     task: Task
     target: str
     labels: list[Any]
     plan: list[dict[str, Any]]
-    frame: pd.DataFrame = field(repr=False)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def read_table(path: Path, target: str, split_seeds: Iterable[int] = ()) -> OwnTable:
@@ -93,7 +91,7 @@ def read_table(path: Path, target: str, split_seeds: Iterable[int] = ()) -> OwnT
         raise UserError(f"{path}: no column is left to predict {target!r} from; {' '.join(told)}")
     labels = _labels(y)
     codes = y.map({text_of(label): code for code, label in enumerate(labels)}).to_numpy(dtype=np.int64)
-    x = Encoder(plan).fit(frame).transform(frame)
+    x = Encoder(plan).fit_transform(frame)
     for seed in split_seeds:
         try:
             make_split(x, codes, seed)
@@ -102,6 +100,21 @@ def read_table(path: Path, target: str, split_seeds: Iterable[int] = ()) -> OwnT
                 f"{path}: a class of {target!r} has too few rows ({min(np.bincount(codes))}) for halves that hold both "
                 "classes; expected more rows of it"
             ) from None
+    task = own_task(path, target, x, codes, raw_rows, len(labels))
+    return OwnTable(task, target, labels, plan, notes)
+
+
+def own_task(path: Path, target: str, x: np.ndarray, y: np.ndarray, raw_rows: int, classes: int) -> Task:
+    """The task of an encoded table.
+
+    Args:
+        path: the file that it was read from.
+        target: the column to predict.
+        x: float64 [rows, features].
+        y: int64 [rows], classes 0..k-1.
+        raw_rows: rows of the file.
+        classes: their number.
+    """
     spec = TaskSpec(
         name=path.stem,
         description=_title(path.stem),
@@ -109,15 +122,14 @@ def read_table(path: Path, target: str, split_seeds: Iterable[int] = ()) -> OwnT
         identifier=path.name,
         target=target,
         raw_rows=raw_rows,
-        rows=len(frame),
+        rows=len(y),
         features=x.shape[1],
-        classes=len(labels),
+        classes=classes,
         licence="that of its owner",
         files=(path.name,),
     )
     names = tuple(f"x{number}" for number in range(x.shape[1]))
-    task = Task(spec, x, codes, names, "own", None, fingerprint(x, codes))
-    return OwnTable(task, target, labels, plan, frame, notes)
+    return Task(spec, x, y, names, "own", None, fingerprint(x, y))
 
 
 def _one_spelling(y: pd.Series, target: str) -> tuple[pd.Series, list[str]]:
