@@ -49,9 +49,12 @@ def numbers(series: pd.Series, decimal: str = ".") -> pd.Series:
     if series.dtype.kind not in "biuf":
         found = pd.to_numeric(series, errors="coerce") if decimal == "." else pd.Series(np.nan, index=series.index)
         rest = found.isna()
-        bare = texts(series[rest]).str.replace(r"[\s'€$£¥%]", "", regex=True)
-        bare = bare.str.replace("." if decimal == "," else ",", "", regex=False).str.replace(decimal, ".", regex=False)
-        series = found.astype("float64").mask(rest, pd.to_numeric(bare, errors="coerce").reindex(series.index))
+        if rest.any():
+            bare = texts(series[rest]).str.replace(r"[\s'€$£¥%]", "", regex=True)
+            bare = bare.str.replace("." if decimal == "," else ",", "", regex=False)
+            more = pd.to_numeric(bare.str.replace(decimal, ".", regex=False), errors="coerce")
+            found = found.astype("float64").mask(rest, more.reindex(series.index))
+        series = found
     values = series.astype("float64")
     return values.where(np.isfinite(values))
 
