@@ -3,7 +3,8 @@
 This file is also part of every `best_program.py`, word for word, so that the program takes the original columns: it
 needs pandas and scikit-learn, and nothing of this package. An entry of a plan has a `name` and a `kind`:
 
-- number: floats, a missing one becomes the median; `decimal` is the sign before the decimals where they are text.
+- number: floats, a missing one becomes the median; where they are text, `decimal` is the sign before the decimals and
+  `unit` what stands behind them.
 - date: text of the form `format` gives days since 1970, the month and the weekday, a missing one their medians.
 - category: a column for each of the most frequent values, one for all others; "missing" is a value as well.
 - words: free text gives the tf-idf weights of its most frequent words.
@@ -44,13 +45,13 @@ def texts(series: pd.Series) -> pd.Series:
     return pd.Series([text_of(value) for value in series.tolist()], index=series.index, dtype=object)
 
 
-def numbers(series: pd.Series, decimal: str = ".") -> pd.Series:
-    """A column as floats: signs of currency, percent and thousands are left out; what is no number becomes NaN."""
+def numbers(series: pd.Series, decimal: str = ".", unit: str = "") -> pd.Series:
+    """A column as floats, without a unit and signs of currency, percent and thousands; what is no number is NaN."""
     if series.dtype.kind not in "biuf":
         found = pd.to_numeric(series, errors="coerce") if decimal == "." else pd.Series(np.nan, index=series.index)
         rest = found.isna()
         if rest.any():
-            bare = texts(series[rest]).str.replace(r"[\s'€$£¥%]", "", regex=True)
+            bare = texts(series[rest]).str.removesuffix(unit).str.replace(r"[\s'€$£¥%]", "", regex=True)
             bare = bare.str.replace("." if decimal == "," else ",", "", regex=False)
             more = pd.to_numeric(bare.str.replace(decimal, ".", regex=False), errors="coerce")
             found = found.astype("float64").mask(rest, more.reindex(series.index))
@@ -81,7 +82,7 @@ def prepared(frame: pd.DataFrame, plan: list) -> pd.DataFrame:
         name, kind = entry["name"], entry["kind"]
         series = frame[name] if isinstance(frame[name], pd.Series) else frame[name].iloc[:, 0]
         if kind == "number":
-            made[f"number {number} {name}"] = numbers(series, entry["decimal"])
+            made[f"number {number} {name}"] = numbers(series, entry["decimal"], entry["unit"])
         elif kind == "date":
             moment = dates(series, entry["format"])
             made[f"number {number} {name} day"] = (moment - pd.Timestamp(0)) / pd.Timedelta(days=1)

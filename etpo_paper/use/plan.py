@@ -16,12 +16,13 @@ MOSTLY = 0.9  # share of the values that make a column one of numbers or dates
 FORMS = (
     *("ISO8601", "%d.%m.%Y", "%d.%m.%y", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%d-%m-%Y", "%Y/%m/%d"),
     *("%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S"),
-    *("%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%d %B %Y"),
+    *("%H:%M", "%H:%M:%S", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%d %B %Y"),
 )
 A_DATE = re.compile(
     r"\d{4}-\d\d-\d\d|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\d{4}/\d{1,2}/\d|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}"
-    r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}"
+    r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|\d{1,2}:\d\d"
 )
+UNIT = r"^[-+]?\d[\d.,]*\s*([^\d\s.,%€$£¥][^\d\s]{0,7})$"
 IDENTIFIER = re.compile(r"(^|[^a-z])(id|uuid|guid|key|index|nr|no|number|#)$|^unnamed: ?\d+$", re.IGNORECASE)
 SHOWN = 3  # columns that are named in a sentence, or have one each
 
@@ -53,14 +54,18 @@ def _judge(name: str, values: pd.Series) -> tuple[dict[str, Any] | None, str, st
         return None, "left out, because it has no values", ""
     if distinct == 1 and len(there) == len(values):
         return None, "left out, because all its values are the same", ""
+    if distinct == 1:
+        return {"kind": "category"}, f"1 where it is {there.iloc[0]!r}", ""
+    unit = _unit(there)
     decimal = decimal_of(there)
-    parsed = numbers(there, decimal)
+    parsed = numbers(there, decimal, unit)
     if parsed.notna().mean() >= MOSTLY:
-        return _number(name, there, parsed, decimal)
+        return _number(name, there, parsed, {"kind": "number", "decimal": decimal, "unit": unit})
     if distinct > 2 and (form := _date_form(there)):
         odd = int(dates(there, form).isna().sum())
         shown = "" if form == "ISO8601" else f" written {form}"
-        return {"kind": "date", "format": form}, f"dates{shown}, as day, month and weekday", _odd(odd, "date")
+        rule = f"times{shown}" if form.startswith("%H") else f"dates{shown}, as day, month and weekday"
+        return {"kind": "date", "format": form}, rule, _odd(odd, "date")
     words = there.str.count(r"\s") + 1
     if distinct > 0.5 * len(there) and distinct > 20:
         if words.mean() >= 3 and _has_words(there):
@@ -72,18 +77,30 @@ def _judge(name: str, values: pd.Series) -> tuple[dict[str, Any] | None, str, st
     return {"kind": "category"}, "a column for each of its most frequent values", f"{distinct} values"
 
 
-def _number(name: str, there: pd.Series, parsed: pd.Series, decimal: str) -> tuple[dict[str, Any] | None, str, str]:
+def _number(
+    name: str, there: pd.Series, parsed: pd.Series, entry: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str, str]:
     whole = parsed.dropna()
     unique = whole.nunique() == len(whole) > 20 and bool((whole % 1 == 0).all())
     if unique and (IDENTIFIER.search(name) or (whole.diff().dropna() == 1).all()):
         return None, "left out, because it numbers the rows", ""
-    rule = "numbers with a decimal comma" if decimal == "," else ""
-    if not rule and re.search(r"[€$£¥%']|\d,\d", "|".join(there)):
+    rule = "numbers with a decimal comma" if entry["decimal"] == "," else ""
+    if entry["unit"]:
+        rule = f"{rule or 'numbers'} of the unit {entry['unit']}"
+    elif not rule and re.search(r"[€$£¥%']|\d,\d", "|".join(there)):
         rule = "numbers, read without their signs"
     odd = int(parsed.isna().sum())
     if odd:
         rule = f"{rule}; what is no number counts as missing".lstrip("; ")
-    return {"kind": "number", "decimal": decimal}, rule, _odd(odd, "number")
+    return entry, rule, _odd(odd, "number")
+
+
+def _unit(values: pd.Series) -> str:
+    """What stands behind the numbers of a column, such as kg; empty unless it is the same behind nearly all."""
+    found = values.str.extract(UNIT, expand=False)
+    if found.notna().mean() < MOSTLY or found.nunique() != 1:
+        return ""
+    return str(found.dropna().iloc[0])
 
 
 def _odd(count: int, what: str) -> str:
@@ -127,11 +144,13 @@ def _sentences(told: list[tuple[str, str, str]]) -> list[str]:
     for name, rule, detail in told:
         rules.setdefault(rule, []).append((name, detail))
     sentences = []
-    for rule, alike in rules.items():
-        if len(alike) <= SHOWN:
-            sentences += [f"{name}: {rule}{f' ({detail})' if detail else ''}." for name, detail in alike]
-        else:
-            sentences.append(f"{len(alike)} columns ({some([name for name, _ in alike])}): {rule}.")
+    for name, rule, detail in told:
+        alike = rules.get(rule, [])
+        if 0 < len(alike) <= SHOWN:
+            sentences.append(f"{name}: {rule}{f' ({detail})' if detail else ''}.")
+        elif alike:
+            sentences.append(f"{len(alike)} columns ({some([other for other, _ in alike])}): {rule}.")
+            del rules[rule]
     return sentences
 
 

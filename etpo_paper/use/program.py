@@ -10,8 +10,11 @@ from etpo_paper.use.table import OwnTable
 MARK = "# ---- The program ends here. What follows takes it from the original columns to probabilities. ----\n"
 
 
-def read_program(path: Path) -> str:
+def read_program(path: Path) -> tuple[str, int]:
     """The program in a file: `build_model` as a function or as its body alone, or a `best_program.py`.
+
+    Returns:
+        The program, and how many lines it has above those of the file.
 
     Raises:
         UserError: there is no such file, or no program in it.
@@ -28,7 +31,13 @@ def read_program(path: Path) -> str:
             f"{path} defines no function build_model; expected `def build_model(x_train, y_train)` that returns a "
             "fitted classifier, or its body, indented, that makes `model`"
         )
-    return program(text)
+    source = program(text)
+    return source, lines_above(source, text)
+
+
+def lines_above(source: str, text: str) -> int:
+    """How many lines a program has above the text that it was made of."""
+    return source.count("\n", 0, max(0, source.find(text.rstrip("\n"))))
 
 
 def one_file(source: str, table: OwnTable) -> str:

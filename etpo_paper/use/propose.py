@@ -14,7 +14,7 @@ from etpo_paper.report.names import counted
 from etpo_paper.training.agents import Common
 from etpo_paper.use import folder
 from etpo_paper.use.fit import precision, settings_for
-from etpo_paper.use.program import one_file
+from etpo_paper.use.program import lines_above, one_file
 from etpo_paper.use.score import outcome_text, score_many, splits
 
 
@@ -53,13 +53,14 @@ def propose(place: Path, count: int) -> None:
             print(f"program {number}: the same as program {known[source]}\n")
             continue
         known[source] = number
-        print(f"program {number}: {outcome_text(outcome)}", end="")
+        body = actions[number - 1].body
+        print(f"program {number}: {outcome_text(outcome, lines_above(source, body))}", end="")
         if source in held_out:
             file = proposals / f"program_{number}.py"
             file.parent.mkdir(exist_ok=True)
             file.write_text(one_file(source, own), encoding="utf-8")
             print(f", on held-out splits {outcome_text(held_out[source])}; {file}", end="")
-        print(f"\n\n{actions[number - 1].body.rstrip()}\n")
+        print(f"\n\n{body.rstrip()}\n")
     print(f"{counted(count, 'program')}, {len(known)} different; {sum(o.status is Status.OK for o in reward)} ran.")
 
 

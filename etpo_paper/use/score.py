@@ -1,7 +1,7 @@
 """Scores of programs on a table of one's own: on the splits that give a reward, and on held-out ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from etpo_core.errors import UserError
@@ -45,11 +45,12 @@ def show(table: OwnTable, path: Path) -> None:
         print(f"  {note}")
 
 
-def outcome_text(outcome: Outcome) -> str:
-    """A score, or how the program failed."""
+def outcome_text(outcome: Outcome, above: int = 0) -> str:
+    """A score, or how the program failed; its lines are counted without those `above` what the user sees."""
     if outcome.status is Status.OK:
         return f"mean ROC AUC {outcome.score:.4f}"
-    return f"fails, {outcome.status}: {outcome.error_text}"
+    seen = outcome if outcome.line is None else replace(outcome, line=outcome.line - above)
+    return f"fails, {outcome.status}: {seen.error_text}"
 
 
 def score_many(executor: SandboxPool, programs: Sequence[str], task: Task, seeds: Sequence[int]) -> list[Outcome]:
@@ -71,12 +72,12 @@ def score(program: Path, path: Path, target: str, count: int | None) -> bool:
     Returns:
         Whether it ran on every split.
     """
-    source, seeds = read_program(program), splits(count)
+    (source, above), seeds = read_program(program), splits(count)
     table = read_table(path, target, (*seeds.reward, *seeds.held_out))
     show(table, path)
     with open_executor(load_defaults().sandbox) as executor:
         found = [score_many(executor, [source], table.task, part)[0] for part in (seeds.reward, seeds.held_out)]
     for name, outcome, part in zip(("reward", "held-out"), found, (seeds.reward, seeds.held_out), strict=True):
         each = " ".join(f"{value:.3f}" for value in outcome.scores)
-        print(f"{len(part)} {name} splits: {outcome_text(outcome)}{f' ({each})' if each else ''}")
+        print(f"{len(part)} {name} splits: {outcome_text(outcome, above)}{f' ({each})' if each else ''}")
     return all(outcome.status is Status.OK for outcome in found)

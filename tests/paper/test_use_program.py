@@ -72,11 +72,11 @@ def test_the_best_program_runs_without_this_package_on_rows_it_has_not_seen(csv,
 def test_a_program_is_read_in_each_of_its_forms(csv, tmp_path):
     path, module = tmp_path / "p.py", "import numpy as np\n\n\ndef build_model(x_train, y_train):\n    return 1\n"
     path.write_text(BODY)
-    assert read_program(path) == program(BODY)
+    assert read_program(path) == (program(BODY), 4)
     path.write_text(module)
-    assert read_program(path) == module
+    assert read_program(path) == (module, 0)
     path.write_text(one_file(module, read_table(csv, "kept")))
-    source = read_program(path)
+    source, _ = read_program(path)
     assert MARK not in source and "PLAN" not in source and source.rstrip().endswith("return 1")
 
 

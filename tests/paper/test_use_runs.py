@@ -166,7 +166,10 @@ def test_a_score_or_an_error_is_printed(etpo, here, monkeypatch):
     assert seen == [(0, 1, 2), (100, 101, 102)]
     (here / "p.py").write_text(body(False))
     done = etpo("score", "p.py", "staff.csv", "--target", "left")
-    assert done.returncode == 1 and "5 reward splits: fails, snippet_error: NameError: name 'z'" in done.stdout
+    assert (
+        done.returncode == 1
+        and "5 reward splits: fails, snippet_error: NameError: name 'z' is not defined (line 1)" in done.stdout
+    )
     assert "10 held-out splits: fails" in done.stdout
 
 

@@ -154,3 +154,19 @@ def test_values_are_the_same_however_they_were_read():
     ]  # fmt: skip
     assert numbers(pd.Series(["1.234,5", "-0,25", "7", "x"]), ",").tolist()[:3] == [1234.5, -0.25, 7.0]
     assert numbers(pd.Series(["$1,234.5", "45 %"])).tolist() == [1234.5, 45.0]
+    assert numbers(pd.Series(["12 kg", "3kg", 5]), unit="kg").tolist() == [12, 3, 5]
+
+
+def test_units_times_and_marks_are_understood(table):
+    rows = range(ROWS)
+    own = table(
+        size=[f"{i % 13} kg" for i in rows],
+        since=[f"{i % 24:02d}:30" for i in rows],
+        note=["" if i % 3 else "x" for i in rows],
+        amount=[f"{i % 9 + 1},{i % 7 + 1}00 €" for i in rows],
+    )
+    entries = {entry["name"]: entry for entry in own.plan}
+    assert entries["size"]["unit"] == "kg" and entries["since"]["format"] == "%H:%M"
+    assert entries["note"]["kind"] == "category" and entries["amount"]["decimal"] == "."
+    assert "size: numbers of the unit kg." in own.notes and "note: 1 where it is 'x'; " in "\n".join(own.notes)
+    assert own.task.x[14, 0] == 6100.0 and own.task.x[14, 2] == 1.0  # 6,100 and 14 % 13 kg
