@@ -5,6 +5,7 @@ import difflib
 import io
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -28,24 +29,26 @@ def read_text(path: Path) -> tuple[pd.DataFrame, list[str]]:
     text, notes = _decoded(path)
     if text.lower().startswith("sep="):  # a line for Excel
         text = text.partition("\n")[2]
-    rows = _rows(text)
-    if not rows:
+    if not text.strip():
         raise UserError(f"{path} is empty; expected a line of column names and a line for each row")
-    separator = max(SEPARATORS, key=lambda sign: _fit(text, sign))
-    rows = _rows(text, separator)
-    header, body = rows[0], rows[1:]
-    if len(header) < 2:
+    try:
+        separator = max(SEPARATORS, key=lambda sign: _fit(text, sign))
+        rows = _rows(text, separator)
+        header = next(rows, [])
+        longer = next(
+            ((number, len(row)) for number, row in enumerate(rows, 2) if any(v.strip() for v in row[len(header) :])),
+            None,
+        )
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}") from None
+    if len([name for name in header if name.strip()]) < 2:
         known = ", ".join(SEPARATORS.values())
-        raise UserError(f"{path}: its first line holds one name; expected columns separated by {known}")
-    if not body:
-        raise UserError(f"{path} holds column names and no rows")
+        raise UserError(f"{path}: its first line does not hold two names; expected columns separated by {known}")
     if separator != ",":
         notes.append(f"Columns are separated by {SEPARATORS[separator]}.")
-    longer = [row for row in body if any(value.strip() for value in row[len(header) :])]
     if longer:
-        line = rows.index(longer[0]) + 1
         raise UserError(
-            f"{path}: row {line} has {len(longer[0])} values and the first line {len(header)} names; "
+            f"{path}: row {longer[0]} has {longer[1]} values and the first line {len(header)} names; "
             "expected a name for each column, and quotes around a value that holds the separator"
         )
     try:
@@ -56,6 +59,8 @@ def read_text(path: Path) -> tuple[pd.DataFrame, list[str]]:
             )
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} cannot be read as CSV: {str(error).strip().splitlines()[0]}") from None
+    if frame.empty:
+        raise UserError(f"{path} holds column names and no rows")
     for name, count in Counter(header).items():
         if count > 1 and name:
             copies = ", ".join(f"{name}.{number}" for number in range(1, count))
@@ -99,17 +104,14 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
         return content.decode("cp1252", "replace"), ["The file is not UTF-8 and was read as Windows-1252."]
 
 
-def _rows(text: str, separator: str = ",") -> list[list[str]]:
-    csv.field_size_limit(10_000_000)
-    try:
-        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row)]
-    except csv.Error:
-        return [line.split(separator) for line in text.splitlines() if line.strip()]
+def _rows(text: str, separator: str) -> Iterator[list[str]]:
+    """The lines of a table that are not empty, one at a time, because a table may be large."""
+    return (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row))
 
 
 def _fit(text: str, separator: str) -> tuple[float, int]:
     """How well a separator explains the first lines: the share of lines with as many values as the first, and that."""
-    head = "".join(text.splitlines(keepends=True)[:HEAD])
+    head = "".join(text[: HEAD * 1000].splitlines(keepends=True)[:HEAD])
     lengths = [len(row) for row in _rows(head, separator)]
     if not lengths or lengths[0] < 2:
         return 0.0, 0

@@ -124,7 +124,10 @@ def test_many_rows_are_drawn_from(tmp_path):
     [
         ("", "is empty"),
         ("a,b\n", "no rows"),
-        ("a\n1\n2\n", "one name"),
+        ("a\n1\n2\n", "not hold two names"),
+        (",,\n,,\n", "not hold two names"),
+        ("a,y\n" + "x" * 200_000 + ",1\n", "cannot be read as CSV: field larger"),
+        ('a,y\n"x,1\n2,2\n', "cannot be read as CSV"),
         ("a,b,y\n1,2,0\n1,2,3,4\n", "row 3 has 4 values and the first line 3 names"),
         ("a,y\n" + "1,0\n2,1\n" * 5, "10 rows; expected at least 20"),
         ("a,y\n" + "1,0\n2,0\n" * 20, "expected at least two classes"),
