@@ -43,14 +43,15 @@ from etpo_paper.base.settings import load_settings
 from etpo_paper.data.tasks import Task
 from etpo_paper.environment.prompts import Prompt, reflection_prompt, task_prompt
 from etpo_paper.methods import build_method
+from etpo_paper.model import models
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.decoder import LlamaDecoder
 from etpo_paper.model.drafts import Drafts
 from etpo_paper.model.loading import load_model
 from etpo_paper.report import results
+from etpo_paper.training.agents import load_agent
 from etpo_paper.training.run import Run
-from pipeline import data, models
-from pipeline.train import load_agent
+from pipeline import data
 
 METHODS = ("ppo_kl", "etpo")  # programs of a model that does not learn are kept without their tokens
 

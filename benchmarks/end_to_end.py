@@ -37,12 +37,13 @@ from etpo_core.errors import one_line_errors
 from etpo_core.sandbox import SandboxPool
 from etpo_paper.base.machine import choose
 from etpo_paper.base.settings import load_settings
+from etpo_paper.environment.executor import open_executor
 from etpo_paper.methods import build_method
+from etpo_paper.model import models
+from etpo_paper.training.agents import load_agent
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run
-from pipeline import data, models
-from pipeline.executor import open_executor
-from pipeline.train import load_agent
+from pipeline import data
 
 METHODS, PARTS = ("etpo", "ppo_kl"), ("rollout", "execution", "update", "rest")
 

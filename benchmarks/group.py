@@ -29,13 +29,14 @@ from etpo_core.errors import one_line_errors
 from etpo_paper.base.lockstep import Lockstep
 from etpo_paper.base.settings import load_settings
 from etpo_paper.environment.prompts import task_prompt
+from etpo_paper.model import models
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.loading import load_model
 from etpo_paper.model.trunk import Part, Passed, Trunk
+from etpo_paper.training.agents import Common
 from etpo_paper.training.run import Run
-from pipeline import data, models
+from pipeline import data
 from pipeline.group import passes
-from pipeline.train import Common
 
 WAYS = ("together", "alone", "generate")
 

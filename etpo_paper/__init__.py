@@ -12,4 +12,5 @@ Each room below has one subject and imports only from rooms further up this list
     warm_start    supervised fine-tuning, so that the small model writes programs that run
     measure       what is measured after training: held-out scores, perplexity, gradients
     training      the loop that ties an agent, an environment and an update rule together
+    use           the command line `etpo`, for a table of one's own
 """

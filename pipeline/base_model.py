@@ -13,8 +13,9 @@ from pathlib import Path
 from etpo_paper.base import paths
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import load_defaults
+from etpo_paper.model import models
 from etpo_paper.model.loading import build_tiny
-from pipeline import entry, models
+from pipeline import entry
 
 
 def make(model: str) -> str:

@@ -7,22 +7,11 @@ A stage that takes a scale and nothing else looks like this:
 """
 
 import argparse
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
-from etpo_core import errors
+from etpo_paper.base.command_line import Parser, one_line_errors
 
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are told like all others: in one line, with exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program."""
-        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+__all__ = ["Parser", "one_line_errors", "parser", "run_scale"]
 
 
 def parser(doc: str | None, *, scale: str | None = None) -> Parser:
@@ -36,20 +25,6 @@ def parser(doc: str | None, *, scale: str | None = None) -> Parser:
     if scale is not None:
         made.add_argument("--scale", required=True, help=f"one of params.yaml or a finished round, e.g. {scale}")
     return made
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """`etpo_core.errors.one_line_errors`, and a line at the start where Ctrl-C has no effect.
-
-    A command that a script starts in the background inherits that the signal of Ctrl-C is ignored, and Python leaves it
-    so.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        stop = f"`kill {os.getpid()}` stops it"
-        print(f"note: Ctrl-C has no effect here, what started this command switched it off; {stop}", file=sys.stderr)
-    with errors.one_line_errors():
-        yield
 
 
 def run_scale(

@@ -16,10 +16,10 @@ from etpo_core.errors import UserError
 from etpo_core.sandbox import SandboxPool, Status
 from etpo_paper.base.settings import deciding, load_settings
 from etpo_paper.data.tasks import Task
+from etpo_paper.environment.executor import open_executor
 from etpo_paper.measure import evaluation
 from etpo_paper.report.results import require_results
 from pipeline import data, entry
-from pipeline.executor import open_executor
 
 
 def run(scale: str) -> None:

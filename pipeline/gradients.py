@@ -16,17 +16,17 @@ from etpo_paper.base import distributed, paths
 from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_rows
 from etpo_paper.base.settings import Settings
+from etpo_paper.environment.executor import open_executor
 from etpo_paper.environment.rollout import collect
 from etpo_paper.environment.text_mdp import TextEnvironments
 from etpo_paper.measure.gradients import Actions, agreement
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
 from etpo_paper.report.results import GRADIENT_COLUMNS
+from etpo_paper.training.agents import load_agent
 from etpo_paper.training.run import Run
 from pipeline import data, entry
-from pipeline.executor import open_executor
 from pipeline.resolve import resolve
-from pipeline.train import load_agent
 
 TOKEN_LAM = 0.95  # of POAD and NTPO, whose sections a finished round of tuning need not have
 

@@ -21,10 +21,11 @@ from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import check_task
 from etpo_paper.model.trunk import Part, Passed, Trunk
 from etpo_paper.report.names import counted
+from etpo_paper.training.agents import Asks, Common
 from etpo_paper.training.run import Run
 from pipeline import entry
 from pipeline.resolve import resolve
-from pipeline.train import Asks, Common, run_stage
+from pipeline.train import run_stage
 
 Request = tuple[Trunk, Part]
 

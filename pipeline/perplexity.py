@@ -18,7 +18,8 @@ import torch
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
 from etpo_paper.measure.policies import Loader, PerplexityTable, find_subjects, measure, text_key
-from pipeline import corpora, entry, models
+from etpo_paper.model import models
+from pipeline import corpora, entry
 
 
 def run(scale: str) -> Path:

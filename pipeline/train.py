@@ -10,7 +10,7 @@ share the work of a run (see `etpo_paper.base.distributed`).
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -18,35 +18,28 @@ from typing import Any
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from etpo_core.errors import UserError
 from etpo_core.interfaces import Method
 from etpo_core.sandbox import Outcome, SandboxPool
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import HELD, HeldError, sole_maker
-from etpo_paper.base.lockstep import Ask
-from etpo_paper.base.machine import Choice, choose
-from etpo_paper.base.provenance import commit, device_name, versions, write_json
-from etpo_paper.base.settings import Sandbox, Settings
+from etpo_paper.base.provenance import commit, device_name, write_json
+from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
-from etpo_paper.model import llama
-from etpo_paper.model.agent import Agent
-from etpo_paper.model.loading import load_model, twin
-from etpo_paper.model.trunk import Part, Passed, Trunk
+from etpo_paper.model import models
 from etpo_paper.report.results import integrity
+from etpo_paper.training.agents import Asks, Common
 from etpo_paper.training.begin import keep_aside, note
 from etpo_paper.training.loop import train
-from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters
+from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters, write_card
 from etpo_paper.training.run_files import HOST, RunFiles
-from pipeline import data, entry, live, models
-from pipeline.executor import open_executor
+from pipeline import data, entry, live
 from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
 KEPT = "finished with the same settings, kept"
-Asks = Ask[tuple[Trunk, Part], Passed]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,82 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         except HeldError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(HELD)
-
-
-class Common:
-    """What the runs of a process use together: the executor, and the frozen weights of the model.
-
-    Use it as a context manager.
-
-    Args:
-        steps: environment steps of all runs, for a progress bar that counts them together; None for a bar of each run.
-        title: of that progress bar.
-    """
-
-    def __init__(self, steps: int | None = None, title: str = ""):
-        self._stack = ExitStack()
-        self._executors: dict[str, SandboxPool] = {}
-        self._choices: dict[str, Choice] = {}
-        self._models: dict[tuple[str, str], tuple[PreTrainedModel, Any, dict[str, Any], Trunk | None]] = {}
-        self._bar = None if steps is None else self._stack.enter_context(tqdm(total=steps, unit="step", desc=title))
-
-    def __enter__(self) -> "Common":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def executor(self, sandbox: Sandbox) -> SandboxPool:
-        """The executor that a section `sandbox` asks for."""
-        key = repr(sandbox)
-        if key not in self._executors:
-            self._executors[key] = self._stack.enter_context(open_executor(sandbox))
-        return self._executors[key]
-
-    def choice(self, precision: str) -> Choice:
-        """How this machine computes on the CPU, which is measured once."""
-        if precision not in self._choices:
-            self._choices[precision] = choose(precision)
-        return self._choices[precision]
-
-    def agent(
-        self, run: Run, settings: Settings, device: torch.device, trains: bool, precision: str, ask: Asks | None
-    ) -> Agent:
-        """An agent with adapters of its own on weights that it shares with the other agents, see `load_agent`."""
-        key = settings.model, precision
-        if key not in self._models:
-            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-            model, tokenizer, card = load_model(settings.model, dtype, device)
-            trunk = Trunk(model, getattr(torch, precision)) if llama.fits(model) else None
-            self._models[key] = model, tokenizer, card, trunk
-        model, *more, trunk = self._models[key]
-        forward = None if ask is None else lambda trunk, part: ask((trunk, part))
-        training = settings.training
-        return Agent(
-            twin(model),
-            *more,
-            forward,
-            rank=training.lora_rank if trains else None,
-            alpha=training.lora_alpha,
-            layers=training.lora_layers,
-            seed=run.seed,
-            precision=precision,
-            momentum=training.momentum,
-            grad_norm=training.grad_norm,
-            micro_batch_tokens=training.micro_batch_tokens,
-            trunk=trunk,
-        )
-
-    def shows(self, run: Run, row: Mapping[str, Any], new: int) -> None:
-        """Moves the common bar on by some steps of a run, if there is one."""
-        if self._bar is not None:
-            self._bar.update(new)
-            self._bar.set_postfix_str(f"{run.method} {run.task} {run.seed}: reward {row['mean_reward']:.3f}")
-
-    @property
-    def has_bar(self) -> bool:
-        """Whether there is a bar for all runs."""
-        return self._bar is not None
 
 
 class Patient:
@@ -225,7 +142,7 @@ def _make(
             make_room()
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
-            _write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
+            write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
             print(f"{run.folder}: not run, {NO_KEY}")
             return
     else:
@@ -282,7 +199,7 @@ def _make(
         "seconds_since_last_start": round(time.time() - started, 1),
     }
     write_json(run.folder / HOST, host)
-    _write_card(
+    write_card(
         run,
         settings,
         task,
@@ -298,14 +215,6 @@ def _make(
     run.begun.unlink(missing_ok=True)
 
 
-def load_agent(run: Run, settings: Settings, device: torch.device, trains: bool, precision: str = "") -> Agent:
-    """The scale's language model with fresh adapters, or without any for a method that does not train.
-
-    Its products are taken in `precision`, by default that of the settings.
-    """
-    return Common().agent(run, settings, device, trains, precision or settings.training.precision, None)
-
-
 def finished(run: Run, settings: Settings) -> bool:
     """Whether results/ holds the run, see `is_finished`."""
     chat = settings.methods[run.method].get("model")
@@ -316,30 +225,6 @@ def _model_card(settings: Settings, chat: str | None) -> dict[str, Any]:
     if chat is None:
         return models.card(settings.model)
     return {"name": chat, "source": "OpenAI-compatible endpoint", "sha256": None, "stand_in": None}
-
-
-def _write_card(
-    run: Run, settings: Settings, task: Task, model_card: dict[str, Any], *, status: str, reason: str = "", **more: Any
-) -> None:
-    parameters = run_parameters(run, settings)
-    write_json(
-        run.card,
-        {
-            "status": status,
-            "reason": reason,
-            "scale": run.scale,
-            "method": run.method,
-            "task": run.task,
-            "seed": run.seed,
-            "seeds": {"adapters and sampling": run.seed, "splits": list(settings.environment.split_seeds)},
-            "parameters": parameters,
-            "fingerprint": fingerprint(parameters, model_card, task),
-            "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
-            "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
-            "versions": versions(),
-            **more,
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ from etpo_paper.base.machine import choose
 from etpo_paper.base.provenance import write_json
 from etpo_paper.base.settings import WarmStart, load_defaults
 from etpo_paper.data.tasks import TASKS
-from etpo_paper.model import starts
+from etpo_paper.environment.executor import open_executor
+from etpo_paper.model import models, starts
 from etpo_paper.model.loading import check_files, load_model
 from etpo_paper.model.output import output_weight
 from etpo_paper.warm_start.corpus import Corpus, good_bodies
 from etpo_paper.warm_start.report import measure
 from etpo_paper.warm_start.sft import WarmStartSettings, answer_ids, train
-from pipeline import base_model, data, entry, models
-from pipeline.executor import open_executor
+from pipeline import base_model, data, entry
 
 
 def train_start(name: str, recipe: dict[str, Any], place: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
+from etpo_paper.base.provenance import versions, write_json
 from etpo_paper.base.settings import Settings, deciding
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
@@ -110,3 +111,38 @@ def read_run_card(run: Run) -> dict[str, Any]:
             way = "delete this file and start the run again, which goes on from its checkpoint"
         raise UserError(f"{run.card} is not a run card; {way}") from None
     return card
+
+
+def write_card(
+    run: Run, settings: Settings, task: Task, model_card: dict[str, Any], *, status: str, reason: str = "", **more: Any
+) -> None:
+    """Writes the run card.
+
+    Args:
+        run: names it.
+        settings: of its scale and method.
+        task: the data set.
+        model_card: of the model that it began from.
+        status: "finished", or "not run".
+        reason: why it was not run.
+        more: further entries.
+    """
+    parameters = run_parameters(run, settings)
+    write_json(
+        run.card,
+        {
+            "status": status,
+            "reason": reason,
+            "scale": run.scale,
+            "method": run.method,
+            "task": run.task,
+            "seed": run.seed,
+            "seeds": {"adapters and sampling": run.seed, "splits": list(settings.environment.split_seeds)},
+            "parameters": parameters,
+            "fingerprint": fingerprint(parameters, model_card, task),
+            "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
+            "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
+            "versions": versions(),
+            **more,
+        },
+    )

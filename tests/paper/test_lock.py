@@ -15,8 +15,8 @@ import pytest
 from etpo_core.errors import UserError
 from etpo_paper.base import lock, paths
 from etpo_paper.data.tasks import load_task, prepare_task, save_task
+from etpo_paper.model import models
 from etpo_paper.training.run import Run
-from pipeline import models
 
 RUN = Run("smoke", "etpo", "diabetes", 0)
 HOLDER = """

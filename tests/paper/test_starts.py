@@ -15,10 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import file_sha256
-from etpo_paper.model import loading, starts
+from etpo_paper.model import loading, models, starts
 from etpo_paper.model.loading import build_tiny, load_model
 from etpo_paper.training.run import fingerprint
-from pipeline import models
 
 RECIPE = {"steps": 3, "batch": 8, "learning_rate": 0.1, "lora_rank": 4, "max_tokens": 9, "seed": 0}
 

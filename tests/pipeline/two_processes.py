@@ -19,9 +19,9 @@ import torch
 from stages import nothing_is_timed
 from stub_executor import StubExecutor
 
-import pipeline.executor
 from etpo_core.errors import UserError
 from etpo_paper.base import distributed, paths
+from etpo_paper.environment import executor as opened
 from pipeline import train
 
 TASK = "kidney-stone"
@@ -47,7 +47,7 @@ def run(scale, results):
 
     with pytest.MonkeyPatch.context() as patch, nothing_is_timed():
         patch.setattr(train.Common, "agent", load_moved)
-        patch.setattr(pipeline.executor, "SandboxPool", lambda *_, **__: executor)
+        patch.setattr(opened, "SandboxPool", lambda *_, **__: executor)
         patch.setattr(paths, "RESULTS", results)
         start(scale)
     # What a process wrote is what it executes, begun as it was written.
@@ -90,7 +90,7 @@ def fail(folder, rank):
     def full(*_, **__):
         raise UserError("the second one's disk is full")
 
-    pipeline.executor.SandboxPool = full if rank == 1 else lambda *_, **__: StubExecutor()
+    opened.SandboxPool = full if rank == 1 else lambda *_, **__: StubExecutor()
     with nothing_is_timed():
         start("etpo-failed")
 

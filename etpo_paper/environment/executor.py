@@ -1,4 +1,4 @@
-"""Opens the executor as the settings describe it, for the stages that run programs."""
+"""Opens the executor as the settings describe it, for whatever runs programs."""
 
 from etpo_core.sandbox import Limits, SandboxPool
 from etpo_paper.base.settings import Sandbox

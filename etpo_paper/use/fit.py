@@ -1,0 +1,123 @@
+"""Trains the agent on a table of one's own, with the loop and the agent of the paper's runs."""
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from etpo_core.errors import UserError
+from etpo_core.interfaces import Method
+from etpo_paper.base import distributed
+from etpo_paper.base.lock import sole_maker
+from etpo_paper.base.provenance import device_name
+from etpo_paper.base.sections import unknown_name
+from etpo_paper.base.settings import Settings, load_defaults, load_settings
+from etpo_paper.methods import build_method
+from etpo_paper.model import models
+from etpo_paper.report.names import counted
+from etpo_paper.report.results import integrity
+from etpo_paper.training.agents import Common
+from etpo_paper.training.begin import keep_aside, note
+from etpo_paper.training.loop import train
+from etpo_paper.training.run import fingerprint, is_finished, run_parameters, write_card
+from etpo_paper.use import folder
+from etpo_paper.use.program import one_file
+from etpo_paper.use.score import outcome_text, score_many, show, splits
+from etpo_paper.use.table import OwnTable, read_table
+
+SCALES = {"smollm2": "laptop", "tiny": "smoke", "codellama": "paper"}  # whose settings suit a model
+
+
+def settings_for(asked: folder.Asked) -> Settings:
+    """The settings of a run: those of the scale that suits the model, and the paper's environment.
+
+    Raises:
+        UserError: a name or number that is not possible.
+    """
+    if asked.model not in SCALES:
+        raise unknown_name("model", asked.model, SCALES)
+    settings = load_settings(SCALES[asked.model], asked.method)
+    trained = [name for name in settings.methods if build_method(name, settings.methods[name]).trains]
+    if asked.method not in trained:
+        raise UserError(f"--method {asked.method} trains no model; choose one of: {', '.join(trained)}")
+    if asked.steps < 1:
+        raise UserError(f"--steps {asked.steps}: expected at least 1")
+    if asked.seed < 0:
+        raise UserError(f"--seed {asked.seed}: expected at least 0")
+    environment = load_defaults().environment.plain()
+    return settings.replace(training={"env_steps": asked.steps}, environment=environment)
+
+
+def fit(asked: folder.Asked, place: Path) -> None:
+    """Trains, goes on with a run that was stopped, or finds it finished; then prints what came of it."""
+    settings, seeds = settings_for(asked), splits()
+    path, run = Path(asked.table), asked.run(place)
+    own = read_table(path, asked.target, (*seeds.reward, *seeds.held_out))
+    folder.check(place, asked)
+    show(own, path)
+    method = build_method(run.method, settings.methods[run.method].plain())
+    with sole_maker(run.folder), Common() as common:
+        folder.write(place, asked, own)
+        models.model(settings.model)
+        if is_finished(run, settings, models.card(settings.model), own.task):
+            print(f"{place}: this run is finished and was kept")
+        else:
+            _make(run, settings, method, own, common)
+        _finish(run, own, settings, common)
+
+
+def _make(run: folder.OwnRun, settings: Settings, method: Method, own: OwnTable, common: Common) -> None:
+    """Makes the run up to its card."""
+    task, device = own.task, distributed.device()
+    model_card = models.model(settings.model)
+    agent = common.agent(run, settings, device, True, precision(common, settings), None)
+    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+    if line := keep_aside(run, settings, model_card, task, whose):
+        print(line)
+    run.card.unlink(missing_ok=True)
+    note(run, settings, model_card, task)
+    executor = common.executor(settings.sandbox)
+    with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}") as bar:
+        for row in train(run, agent, agent.networks, method, task, executor, settings, whose):
+            bar.update(row["steps"] - bar.n)
+            bar.set_postfix(
+                reward=f"{row['mean_reward']:.3f}", best=f"{row['best_reward']:.3f}", runs=f"{row['share_runs']:.0%}"
+            )
+    agent.save_policy(run.policy)
+    write_card(
+        run,
+        settings,
+        task,
+        model_card,
+        status="finished",
+        device=device_name(device),
+        decoder=agent.decoder_name,
+        integrity=integrity(pd.read_csv(run.folder / "steps.csv")),
+    )
+    run.state.unlink(missing_ok=True)
+    run.begun.unlink(missing_ok=True)
+
+
+def _finish(run: folder.OwnRun, own: OwnTable, settings: Settings, common: Common) -> None:
+    """Writes the best program with its preprocessing, and prints it with its scores."""
+    source = (run.folder / "best_code.py").read_text(encoding="utf-8")
+    best, steps = run.place / folder.BEST, settings.training.env_steps
+    if not source.strip():
+        best.unlink(missing_ok=True)
+        print(f"No program ran in {counted(steps, 'step')}; give more --steps, or another --model.")
+    else:
+        best.write_text(one_file(source, own), encoding="utf-8")
+        executor, seeds = common.executor(settings.sandbox), splits()
+        print(f"\nThe best program of {counted(steps, 'step')}:\n\n{source.strip()}\n")
+        score = functools.partial(score_many, executor, [source], own.task)
+        print(f"{len(seeds.reward)} splits that gave a reward: {outcome_text(score(seeds.reward)[0])}")
+        print(f"{len(seeds.held_out)} held-out splits: {outcome_text(score(seeds.held_out)[0])}")
+        print(f"The program with its preprocessing: {best}")
+    print(f"The trained policy, a PEFT adapter of {settings.model}: {run.policy}")
+
+
+def precision(common: Common, settings: Settings) -> str:
+    """The precision of products on this machine, see `base.machine`."""
+    wanted = settings.training.precision
+    return common.choice(wanted).precision if distributed.device().type == "cpu" else wanted

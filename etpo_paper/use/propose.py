@@ -1,0 +1,103 @@
+"""Programs that a trained policy writes for its table, each scored; and the runs of a folder."""
+
+from pathlib import Path
+
+import torch
+
+from etpo_core.errors import UserError
+from etpo_core.sandbox import Status
+from etpo_paper.base import distributed
+from etpo_paper.environment.prompts import Action, program, task_prompt
+from etpo_paper.model import models
+from etpo_paper.model.agent import Agent
+from etpo_paper.report.names import counted
+from etpo_paper.training.agents import Common
+from etpo_paper.use import folder
+from etpo_paper.use.fit import precision, settings_for
+from etpo_paper.use.program import lines_above, one_file
+from etpo_paper.use.score import outcome_text, score_many, splits
+
+
+def propose(place: Path, count: int) -> None:
+    """Has the policy of a finished run write programs, and prints each with its scores.
+
+    Raises:
+        UserError: there is no such run, or it is not finished.
+    """
+    if count < 1:
+        raise UserError(f"--count {count}: expected at least 1")
+    asked, _ = folder.read(place)
+    run, settings, seeds = asked.run(place), settings_for(asked), splits()
+    if not run.card.is_file():
+        raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
+    own, training = folder.read_table(place), settings.training
+    models.model(settings.model)
+    with Common() as common:
+        executor = common.executor(settings.sandbox)
+        agent = common.agent(run, settings, distributed.device(), True, precision(common, settings), None)
+        _load(agent, run.policy)
+        prompt = task_prompt(own.task.spec.description, own.task.features, own.task.rows // 2)
+        generator = torch.Generator().manual_seed(run.seed)
+        actions: list[Action] = []
+        while len(actions) < count:
+            side_by_side = min(training.environments, count - len(actions))
+            longest = training.max_new_tokens
+            actions += agent.act([prompt] * side_by_side, max_new_tokens=longest, generator=generator)
+        sources = [program(action.body) for action in actions]
+        reward = score_many(executor, sources, own.task, seeds.reward)
+        ran = [source for source, outcome in zip(sources, reward, strict=True) if outcome.status is Status.OK]
+        held_out = dict(zip(ran, score_many(executor, ran, own.task, seeds.held_out), strict=True)) if ran else {}
+    proposals, known = place / "proposed", dict[str, int]()
+    for number, (source, outcome) in enumerate(zip(sources, reward, strict=True), start=1):
+        if source in known:
+            print(f"program {number}: the same as program {known[source]}\n")
+            continue
+        known[source] = number
+        body = actions[number - 1].body
+        print(f"program {number}: {outcome_text(outcome, lines_above(source, body))}", end="")
+        if source in held_out:
+            file = proposals / f"program_{number}.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(one_file(source, own), encoding="utf-8")
+            print(f", on held-out splits {outcome_text(held_out[source])}; {file}", end="")
+        print(f"\n\n{body.rstrip()}\n")
+    print(f"{counted(count, 'program')}, {len(known)} different; {sum(o.status is Status.OK for o in reward)} ran.")
+
+
+def _load(agent: Agent, policy: Path) -> None:
+    """Puts a trained adapter in the place of a fresh one."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = policy / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing; rename the folder of the run and run `etpo fit` again")
+    set_peft_model_state_dict(agent.networks.model, load_file(file), adapter_name="policy")
+    agent.refresh()
+
+
+def runs(place: Path) -> None:
+    """Prints the runs in a folder, and for each that is not finished the command that goes on with it.
+
+    Raises:
+        UserError: there is none.
+    """
+    inside = sorted(path for path in place.iterdir() if (path / "fit.json").is_file()) if place.is_dir() else []
+    places = [place] if (place / "fit.json").is_file() else inside
+    if not places:
+        raise UserError(f"{place}: no runs there; `etpo fit TABLE.csv --target NAME --out {place}/NAME` makes one")
+    rows = [("folder", "state", "method", "model", "seed", "steps", "best reward")]
+    go_on = []
+    for one in places:
+        asked, _ = folder.read(one)
+        state = folder.state_of(asked.run(one))
+        best = "-" if state.best is None else f"{state.best:.4f}"
+        steps = f"{state.steps} of {asked.steps}"
+        rows.append((str(one), state.state, asked.method, asked.model, str(asked.seed), steps, best))
+        if state.state == "begun":
+            go_on.append(asked.command(one))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    for command in go_on:
+        print(f"to go on: {command}")
