@@ -23,6 +23,7 @@ LABELS = {
     "oreo": "OREO",
     "released": "Released code",
     "etpo": "ETPO",
+    "etpo_tried": "ETPO with a change",
     "etpo_memory": "ETPO with memory",
     "etpo_center_memory": "ETPO centred, with memory",
     "etpo_no_reflection": "ETPO without reflection",

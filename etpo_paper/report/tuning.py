@@ -31,7 +31,8 @@ from etpo_paper.report.tables import Table, number_cell
 
 SCORES = ["mean", "last_half", "last_quarter", "last_quarter_runs"]
 UNCHANGED = "as in params.yaml"
-METHODS = ("etpo", "etpo_memory", "ppo_kl", "ppo_kl_memory")  # a panel for each of them that a scale has variants of
+# A panel for each of them that a scale has variants of.
+METHODS = ("etpo", "etpo_tried", "etpo_memory", "ppo_kl", "ppo_kl_memory")
 SMOOTHED = 3  # updates in a running mean
 _LEGEND_WIDTH = 38  # characters in a line
 
