@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -29,11 +28,10 @@ from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
-from etpo_paper.report.results import integrity
 from etpo_paper.training.agents import Asks, Common
-from etpo_paper.training.begin import keep_aside, note
+from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
-from etpo_paper.training.run import Run, fingerprint, is_finished, run_parameters, write_card
+from etpo_paper.training.run import Run, finish, is_finished, write_card
 from etpo_paper.training.run_files import HOST, RunFiles
 from pipeline import data, entry, live
 from pipeline.resolve import resolve
@@ -120,15 +118,6 @@ def _make(
 ) -> None:
     device, first = distributed.device(), distributed.rank() == 0
 
-    def make_room() -> str:
-        """Leaves nothing in the folder but what the run goes on from; returns the name of its checkpoint."""
-        # The adapters of a checkpoint fit only the very weights that they were trained on.
-        whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
-        if line := keep_aside(run, settings, model_card, task, whose):
-            print(line)
-        run.card.unlink(missing_ok=True)
-        return whose
-
     chosen, chat = None, getattr(method, "model", None)
     if chat is not None:
         from etpo_paper.model.chat import ChatAgent  # needs the openai client, which the other methods do not
@@ -139,7 +128,7 @@ def _make(
         if agent is None and run.state.exists():
             raise UserError(f"{NO_KEY}; {run.folder} was begun with it: set it, and the run goes on")
         if agent is None:
-            make_room()
+            make_room(run, settings, model_card, task)
             RunFiles(run.folder, None).close()
             (run.folder / "best_code.py").write_text("")
             write_card(run, settings, task, model_card, status="not run", reason=NO_KEY)
@@ -151,7 +140,7 @@ def _make(
         precision = distributed.from_first(lambda: chosen.precision if chosen else settings.training.precision)
         agent = common.agent(run, settings, device, method.trains, precision, ask)
     started = time.time()
-    whose = distributed.from_first(make_room)
+    whose = distributed.from_first(lambda: make_room(run, settings, model_card, task))
     if first:
         note(run, settings, model_card, task)
     executor: Any = common.executor(settings.sandbox)
@@ -186,7 +175,7 @@ def _make(
         if agent.counts["empty"]:
             print(f"{run.folder}: some answers were empty ({agent.empty_answers()})")
     if method.trains:
-        agent.save_policy(run.folder / "checkpoint" / "policy")
+        agent.save_policy(run.policy)
     trunk = None if chat is not None else agent.networks.trunk
     rows = None if trunk is None else trunk.rows
     host = {
@@ -199,20 +188,9 @@ def _make(
         "seconds_since_last_start": round(time.time() - started, 1),
     }
     write_json(run.folder / HOST, host)
-    write_card(
-        run,
-        settings,
-        task,
-        model_card,
-        status="finished",
-        device=device_name(device),
-        decoder=getattr(agent, "decoder_name", None),
-        integrity=integrity(pd.read_csv(run.folder / "steps.csv")),
-        on_policy=agent.networks.gap.card() if method.trains else None,
-        **more,
-    )
-    run.state.unlink(missing_ok=True)  # the run is complete, nothing resumes from it
-    run.begun.unlink(missing_ok=True)
+    on_policy = agent.networks.gap.card() if method.trains else None
+    made = {"device": device_name(device), "decoder": getattr(agent, "decoder_name", None), "on_policy": on_policy}
+    finish(run, settings, task, model_card, **made, **more)
 
 
 def finished(run: Run, settings: Settings) -> bool:

@@ -17,7 +17,7 @@ from etpo_paper.base.settings import Settings
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
 from etpo_paper.training.checkpoint import is_damaged, read_checkpoint
-from etpo_paper.training.run import Run, is_finished, read_run_card, run_parameters
+from etpo_paper.training.run import Run, fingerprint, is_finished, read_run_card, run_parameters
 
 
 def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task, whose: str) -> str:
@@ -55,6 +55,29 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
     why = f"with {differ or 'another model or version'}"
     back = "" if finished else "; with what was before and that folder renamed back, the run goes on"
     return f"{run.folder}: begins anew, because its {rows} steps were made {why}; they are kept in {aside}{back}"
+
+
+def make_room(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> str:
+    """Leaves nothing in a run's folder but what the run goes on from, and prints what was kept aside.
+
+    Args:
+        run: names the folder.
+        settings: of the scale.
+        model_card: of the model that the run begins from.
+        task: the data set.
+
+    Returns:
+        The name of the checkpoint that the run writes and goes on from. It has the hash of the weights, because
+        adapters fit only the very weights that they were trained on.
+
+    Raises:
+        UserError: see `keep_aside`.
+    """
+    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
+    if line := keep_aside(run, settings, model_card, task, whose):
+        print(line)
+    run.card.unlink(missing_ok=True)
+    return whose
 
 
 def note(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> None:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from etpo_core.errors import UserError
 from etpo_paper.base import paths
 from etpo_paper.base.provenance import versions, write_json
 from etpo_paper.base.settings import Settings, deciding
 from etpo_paper.base.upgrades import upgrade
 from etpo_paper.data.tasks import Task
+from etpo_paper.report.results import integrity
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Run:
     def begun(self) -> Path:
         """What the run depended on when it was last started; it exists as long as the checkpoint."""
         return self.folder / "checkpoint" / "begun.json"
+
+    @property
+    def policy(self) -> Path:
+        """The trained adapter, in the format of peft."""
+        return self.folder / "checkpoint" / "policy"
 
 
 def run_parameters(run: Run, settings: Settings) -> dict[str, Any]:
@@ -146,3 +154,31 @@ def write_card(
             **more,
         },
     )
+
+
+def finish(
+    run: Run,
+    settings: Settings,
+    task: Task,
+    model_card: dict[str, Any],
+    *,
+    device: str,
+    decoder: str | None,
+    **more: Any,
+) -> None:
+    """Writes the card of a run that came to its end, and deletes what a stopped run would have gone on from.
+
+    Args:
+        run: names it; its `steps.csv` is complete.
+        settings: see `write_card`.
+        task: see `write_card`.
+        model_card: see `write_card`.
+        device: what it was made on.
+        decoder: what wrote its actions; None for a model behind an endpoint.
+        more: see `write_card`.
+    """
+    tried = integrity(pd.read_csv(run.folder / "steps.csv"))
+    made = {"device": device, "decoder": decoder, "integrity": tried, **more}
+    write_card(run, settings, task, model_card, status="finished", **made)
+    run.state.unlink(missing_ok=True)
+    run.begun.unlink(missing_ok=True)

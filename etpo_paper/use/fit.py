@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import pandas as pd
 from tqdm import tqdm
 
 from etpo_core.errors import UserError
@@ -16,11 +15,10 @@ from etpo_paper.base.settings import Settings, load_defaults, load_settings
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.report.names import counted
-from etpo_paper.report.results import integrity
 from etpo_paper.training.agents import Common
-from etpo_paper.training.begin import keep_aside, note
+from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
-from etpo_paper.training.run import fingerprint, is_finished, run_parameters, write_card
+from etpo_paper.training.run import finish, is_finished
 from etpo_paper.use import folder
 from etpo_paper.use.program import one_file
 from etpo_paper.use.score import outcome_text, score_many, show, splits
@@ -72,10 +70,7 @@ def _make(run: folder.OwnRun, settings: Settings, method: Method, own: OwnTable,
     task, device = own.task, distributed.device()
     model_card = models.model(settings.model)
     agent = common.agent(run, settings, device, True, precision(common, settings), None)
-    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
-    if line := keep_aside(run, settings, model_card, task, whose):
-        print(line)
-    run.card.unlink(missing_ok=True)
+    whose = make_room(run, settings, model_card, task)
     note(run, settings, model_card, task)
     executor = common.executor(settings.sandbox)
     with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}") as bar:
@@ -85,18 +80,8 @@ def _make(run: folder.OwnRun, settings: Settings, method: Method, own: OwnTable,
                 reward=f"{row['mean_reward']:.3f}", best=f"{row['best_reward']:.3f}", runs=f"{row['share_runs']:.0%}"
             )
     agent.save_policy(run.policy)
-    write_card(
-        run,
-        settings,
-        task,
-        model_card,
-        status="finished",
-        device=device_name(device),
-        decoder=agent.decoder_name,
-        integrity=integrity(pd.read_csv(run.folder / "steps.csv")),
-    )
-    run.state.unlink(missing_ok=True)
-    run.begun.unlink(missing_ok=True)
+    made = {"device": device_name(device), "decoder": agent.decoder_name, "on_policy": agent.networks.gap.card()}
+    finish(run, settings, task, model_card, **made)
 
 
 def _finish(run: folder.OwnRun, own: OwnTable, settings: Settings, common: Common) -> None:

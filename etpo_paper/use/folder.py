@@ -40,11 +40,6 @@ class OwnRun(Run):
         """The folder of the run's own files."""
         return self.place / "run"
 
-    @property
-    def policy(self) -> Path:
-        """The trained adapter, in the format of peft."""
-        return self.folder / "checkpoint" / "policy"
-
 
 @dataclass(frozen=True)
 class Asked:
