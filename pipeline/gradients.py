@@ -18,7 +18,7 @@ from etpo_paper.base.provenance import write_rows
 from etpo_paper.base.settings import Settings
 from etpo_paper.environment.executor import open_executor
 from etpo_paper.environment.rollout import collect
-from etpo_paper.environment.text_mdp import TextEnvironments
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.measure.gradients import Actions, agreement
 from etpo_paper.model.agent import Agent
 from etpo_paper.model.head import CHUNK
@@ -34,21 +34,12 @@ TOKEN_LAM = 0.95  # of POAD and NTPO, whose sections a finished round of tuning 
 def written(agent: Agent, settings: Settings, task_name: str, count: int, environments: int) -> list[Transition]:
     """`count` actions of the untrained model on a task, or some more."""
     task, generator, found = data.table(task_name), torch.Generator().manual_seed(0), []
-    training, environment = settings.training, settings.environment
+    training = settings.training
     with open_executor(settings.sandbox) as executor, tqdm(total=count, unit="action", desc=task_name) as bar:
-        episodes = TextEnvironments(
-            task,
-            executor,
-            count=environments,
-            split_seeds=environment.split_seeds,
-            max_steps=environment.max_steps,
-            bootstrap_at_limit=environment.bootstrap_at_limit,
-            failure_reward=environment.failure_reward,
-            forbid_grid_search=environment.forbid_grid_search,
-        )
+        acted_in = episodes(task, executor, settings.environment, environments)
         options = {"max_new_tokens": training.max_new_tokens, "generator": generator, "temperature": 1.0, "top_k": 0}
         while len(found) < count:
-            found += collect(agent, episodes, 1, **options)[0]
+            found += collect(agent, acted_in, 1, **options)[0]
             bar.update(environments)
     return found
 

@@ -26,6 +26,7 @@ from etpo_paper.base.lock import HELD, HeldError, sole_maker
 from etpo_paper.base.provenance import commit, device_name, write_json
 from etpo_paper.base.settings import Settings
 from etpo_paper.data.tasks import Task, check_task
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.training.agents import Asks, Common
@@ -150,7 +151,8 @@ def _make(
     bar = tqdm(total=settings.training.env_steps, unit="step", desc=title, disable=not first or common.has_bar)
     with bar, live.curves(run, first) as curves:
         networks = agent.networks if method.trains else None
-        for row in train(run, agent, networks, method, task, executor, settings, whose, first):
+        environments = episodes(task, executor, settings.environment, settings.training.environments, method.reflect)
+        for row in train(run, agent, networks, method, environments, settings, whose, first):
             curves(row)
             common.shows(run, row, row["steps"] - bar.n)
             bar.n = row["steps"]
@@ -164,7 +166,7 @@ def _make(
     walls = {"tier": str(executor.tier), "walls": list(executor.layers)}
     if not first:
         return
-    more = {}
+    more: dict[str, Any] = {"on_policy": agent.networks.gap.card() if method.trains else None}
     if chat is not None:
         try:
             agent.check_answers()
@@ -188,9 +190,8 @@ def _make(
         "seconds_since_last_start": round(time.time() - started, 1),
     }
     write_json(run.folder / HOST, host)
-    on_policy = agent.networks.gap.card() if method.trains else None
-    made = {"device": device_name(device), "decoder": getattr(agent, "decoder_name", None), "on_policy": on_policy}
-    finish(run, settings, task, model_card, **made, **more)
+    decoder = getattr(agent, "decoder_name", None)
+    finish(run, settings, task, model_card, device=device_name(device), decoder=decoder, **more)
 
 
 def finished(run: Run, settings: Settings) -> bool:

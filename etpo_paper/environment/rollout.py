@@ -12,8 +12,8 @@ import torch
 
 from etpo_core.interfaces import Transition
 from etpo_paper.base import distributed
+from etpo_paper.environment.episodes import Episodes, Step
 from etpo_paper.environment.prompts import Action, Prompt
-from etpo_paper.environment.text_mdp import Step, TextEnvironments
 
 
 class Actor(Protocol):
@@ -49,7 +49,7 @@ class Actor(Protocol):
 
 def collect(
     actor: Actor,
-    environments: TextEnvironments,
+    environments: Episodes,
     steps: int,
     *,
     max_new_tokens: int,

@@ -15,19 +15,18 @@ from typing import Any
 from etpo_paper.base.provenance import write_json
 from etpo_paper.base.settings import Settings
 from etpo_paper.base.upgrades import upgrade
-from etpo_paper.data.tasks import Task
 from etpo_paper.training.checkpoint import is_damaged, read_checkpoint
-from etpo_paper.training.run import Run, fingerprint, is_finished, read_run_card, run_parameters
+from etpo_paper.training.run import Data, Run, fingerprint, is_finished, read_run_card, run_parameters
 
 
-def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task, whose: str) -> str:
+def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], data: Data, whose: str) -> str:
     """Renames the folder of a run that is finished or stopped and does not fit what it depends on now.
 
     Args:
         run: names the folder.
         settings: of the scale.
         model_card: of the model that the run begins from.
-        task: the data set.
+        data: what it is made on.
         whose: the name that a checkpoint to go on from would have.
 
     Returns:
@@ -40,13 +39,13 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
     rows = steps.read_bytes().count(b"\n") - 1 if steps.is_file() else 0
     goes_on = read_checkpoint(run.state, whose) is not None
     if finished:
-        fits = is_finished(run, settings, model_card, task)
+        fits = is_finished(run, settings, model_card, data)
     else:  # without a checkpoint it was stopped in its first update, which is made again in any case
         fits = not run.state.exists() or goes_on
     if fits or rows < 1:
         return ""
     then = _of_card(run) if finished else _read(run.begun)
-    differ = ", ".join(_differences(then, _dependence(run, settings, model_card, task), run.method))
+    differ = ", ".join(_differences(then, _dependence(run, settings, model_card, data), run.method))
     damaged = not finished and is_damaged(run.state)
     aside = _free_name(run.folder)
     run.folder.rename(aside)
@@ -57,14 +56,14 @@ def keep_aside(run: Run, settings: Settings, model_card: Mapping[str, Any], task
     return f"{run.folder}: begins anew, because its {rows} steps were made {why}; they are kept in {aside}{back}"
 
 
-def make_room(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> str:
+def make_room(run: Run, settings: Settings, model_card: Mapping[str, Any], data: Data) -> str:
     """Leaves nothing in a run's folder but what the run goes on from, and prints what was kept aside.
 
     Args:
         run: names the folder.
         settings: of the scale.
         model_card: of the model that the run begins from.
-        task: the data set.
+        data: what it is made on.
 
     Returns:
         The name of the checkpoint that the run writes and goes on from. It has the hash of the weights, because
@@ -73,24 +72,24 @@ def make_room(run: Run, settings: Settings, model_card: Mapping[str, Any], task:
     Raises:
         UserError: see `keep_aside`.
     """
-    whose = f"{fingerprint(run_parameters(run, settings), model_card, task)} {model_card['sha256']}"
-    if line := keep_aside(run, settings, model_card, task, whose):
+    whose = f"{fingerprint(run_parameters(run, settings), model_card, data)} {model_card['sha256']}"
+    if line := keep_aside(run, settings, model_card, data, whose):
         print(line)
     run.card.unlink(missing_ok=True)
     return whose
 
 
-def note(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> None:
+def note(run: Run, settings: Settings, model_card: Mapping[str, Any], data: Data) -> None:
     """Writes down what a run depends on, to be compared if it is stopped and started again."""
-    write_json(run.begun, _dependence(run, settings, model_card, task))
+    write_json(run.begun, _dependence(run, settings, model_card, data))
 
 
-def _dependence(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def _dependence(run: Run, settings: Settings, model_card: Mapping[str, Any], data: Data) -> dict[str, Any]:
     return {
         "parameters": run_parameters(run, settings),
         "model": model_card.get("warm_start"),
         "weights": model_card.get("sha256"),
-        "data": task.sha256,
+        "data": data.sha256,
     }
 
 

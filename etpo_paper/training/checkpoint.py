@@ -8,7 +8,7 @@ import torch
 from etpo_core.errors import UserError
 from etpo_paper.base.provenance import write_tensors
 
-FORMAT = 2  # of what `loop.train` puts into a checkpoint; a run does not go on from a checkpoint of another format
+FORMAT = 3  # of what `loop.train` puts into a checkpoint; a run does not go on from a checkpoint of another format
 
 
 def write_checkpoint(path: Path, fingerprint: str, state: dict[str, Any]) -> None:

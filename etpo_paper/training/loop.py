@@ -8,19 +8,17 @@ Several processes can share a run (`distributed`): all call `train` and get the 
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from etpo_core.interfaces import Method, Networks, Transition
-from etpo_core.sandbox import SandboxPool
 from etpo_paper.base import distributed
 from etpo_paper.base.settings import Settings
-from etpo_paper.data.tasks import Task
-from etpo_paper.environment.prompts import Action, program
+from etpo_paper.environment.episodes import Episodes, Step
+from etpo_paper.environment.prompts import Action
 from etpo_paper.environment.rollout import Actor, collect
-from etpo_paper.environment.text_mdp import Step, TextEnvironments
 from etpo_paper.training.checkpoint import read_checkpoint, write_checkpoint
 from etpo_paper.training.run import Run
 from etpo_paper.training.run_files import RunFiles
@@ -31,21 +29,19 @@ def train(
     actor: Actor,
     networks: Networks | None,
     method: Method,
-    task: Task,
-    executor: SandboxPool,
+    environments: Episodes,
     settings: Settings,
     fingerprint: str,
     writes: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Runs a method on a task, or goes on with a run that was stopped.
+    """Runs a method in some environments, or goes on with a run that was stopped.
 
     Args:
         run: names the run and its folder.
-        actor: writes the programs.
+        actor: writes the actions.
         networks: what the method trains, and what the actor acts with; None for a method that does not train.
-        method: learns from the programs.
-        task: the data set.
-        executor: scores programs.
+        method: learns from them.
+        environments: where it acts, at the beginning of their first episodes.
         settings: of the scale.
         fingerprint: names what the run depends on; a checkpoint with another fingerprint is not gone on from.
         writes: whether this process writes the files; one of those that share a run does.
@@ -55,19 +51,9 @@ def train(
         the generator is exhausted, all files of the run but its card are complete; its checkpoint is left until that is
         written.
     """
-    training, environment = settings.training, settings.environment
-    distributed.check_share(training.environments)
+    training = settings.training
+    distributed.check_share(environments.count)
     generator = torch.Generator().manual_seed(run.seed)
-    environments = TextEnvironments(
-        task,
-        executor,
-        count=training.environments,
-        split_seeds=environment.split_seeds,
-        max_steps=environment.max_steps if method.reflect else 1,
-        bootstrap_at_limit=environment.bootstrap_at_limit,
-        failure_reward=environment.failure_reward,
-        forbid_grid_search=environment.forbid_grid_search,
-    )
     if networks is not None:
         method.start(networks, distributed)
     kept = training.samples_per_update
@@ -84,7 +70,7 @@ def train(
         while steps < training.env_steps:
             started = time.perf_counter()
             # The last batch takes what is left of the budget, to the next whole step of all environments.
-            left = -(-(training.env_steps - steps) // training.environments)
+            left = -(-(training.env_steps - steps) // environments.count)
             transitions, records = collect(
                 actor,
                 environments,
@@ -104,7 +90,7 @@ def train(
                 actor.refresh()
             seconds = time.perf_counter() - started
             rows = [_step_row(steps + i, update, *record) for i, record in enumerate(records, start=1)]
-            best = _better(best, records)
+            best = _better(best, records, environments.as_file)
             steps += len(records)
             row = {"update": update, "steps": steps, **_summary(rows), **logged, "seconds": seconds}
             row["tokens_per_second"] = None if row["tokens"] is None else row["tokens"] / seconds
@@ -125,7 +111,7 @@ def train(
                     "lengths": files.lengths(),
                 }
                 write_checkpoint(run.state, fingerprint, content)
-            yield {**row, "best_reward": best["reward"] if best else environment.failure_reward}
+            yield {**row, "best_reward": best["reward"] if best else settings.environment.failure_reward}
     finally:
         if files is not None:
             files.close()
@@ -185,9 +171,11 @@ def _add_credit(
         sample["credit"] = [float(f"{c:.3g}") for c in values]
 
 
-def _better(best: dict[str, Any] | None, records: list[tuple[Step, Action]]) -> dict[str, Any] | None:
-    """The best code so far; the earliest among equals."""
+def _better(
+    best: dict[str, Any] | None, records: list[tuple[Step, Action]], as_file: Callable[[str], str]
+) -> dict[str, Any] | None:
+    """The best action so far; the earliest among equals."""
     for step, action in records:
         if step.status == "ok" and (best is None or step.reward > best["reward"]):
-            best = {"reward": step.reward, "program": program(action.body)}
+            best = {"reward": step.reward, "program": as_file(action.body)}
     return best

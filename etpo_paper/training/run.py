@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -14,8 +14,23 @@ from etpo_paper.base import paths
 from etpo_paper.base.provenance import versions, write_json
 from etpo_paper.base.settings import Settings, deciding
 from etpo_paper.base.upgrades import upgrade
-from etpo_paper.data.tasks import Task
 from etpo_paper.report.results import integrity
+
+
+class Data(Protocol):
+    """What a run is made on: a table, or an environment of one's own."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def stand_in(self) -> str | None:
+        """None, or a sentence that names what is used in its place."""
+
+    @property
+    def sha256(self) -> str:
+        """Tells it apart from any other."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Run:
     Attributes:
         scale: the scale whose settings it has.
         method: the name of its method in `params.yaml`.
-        task: the data set.
+        data: what it is made on.
         seed: of its adapters and of sampling.
     """
 
@@ -70,7 +85,7 @@ def run_parameters(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def fingerprint(parameters: Mapping[str, Any], model_card: Mapping[str, Any], task: Task) -> str:
+def fingerprint(parameters: Mapping[str, Any], model_card: Mapping[str, Any], data: Data) -> str:
     """The name of all that a run depends on besides the code: its settings, the model and the table.
 
     A warm-started model is identified by what it was made from and how. Its weights differ in the last digits from one
@@ -78,11 +93,11 @@ def fingerprint(parameters: Mapping[str, Any], model_card: Mapping[str, Any], ta
     the run card.
     """
     model = model_card.get("warm_start") or model_card.get("sha256")
-    content = {"parameters": parameters, "model": model, "data": task.sha256}
+    content = {"parameters": parameters, "model": model, "data": data.sha256}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(run: Run, settings: Settings, model_card: Mapping[str, Any], task: Task) -> bool:
+def is_finished(run: Run, settings: Settings, model_card: Mapping[str, Any], data: Data) -> bool:
     """Whether the run's folder holds it, done to its end with these settings, this model and this table.
 
     Settings that came, went or were renamed since, without changing a number, do not make a run unfinished: what the
@@ -97,7 +112,7 @@ def is_finished(run: Run, settings: Settings, model_card: Mapping[str, Any], tas
     parameters = card["parameters"]
     return (
         card["status"] == "finished"
-        and card.get("fingerprint") == fingerprint(parameters, model_card, task)
+        and card.get("fingerprint") == fingerprint(parameters, model_card, data)
         and upgrade(parameters, run.method) == run_parameters(run, settings)
     )
 
@@ -122,14 +137,14 @@ def read_run_card(run: Run) -> dict[str, Any]:
 
 
 def write_card(
-    run: Run, settings: Settings, task: Task, model_card: dict[str, Any], *, status: str, reason: str = "", **more: Any
+    run: Run, settings: Settings, data: Data, model_card: dict[str, Any], *, status: str, reason: str = "", **more: Any
 ) -> None:
     """Writes the run card.
 
     Args:
         run: names it.
         settings: of its scale and method.
-        task: the data set.
+        data: what it is made on.
         model_card: of the model that it began from.
         status: "finished", or "not run".
         reason: why it was not run.
@@ -147,8 +162,8 @@ def write_card(
             "seed": run.seed,
             "seeds": {"adapters and sampling": run.seed, "splits": list(settings.environment.split_seeds)},
             "parameters": parameters,
-            "fingerprint": fingerprint(parameters, model_card, task),
-            "data": {"source": task.source, "stand_in": task.stand_in, "sha256": task.sha256},
+            "fingerprint": fingerprint(parameters, model_card, data),
+            "data": {"source": data.source, "stand_in": data.stand_in, "sha256": data.sha256},
             "model": {k: model_card.get(k) for k in ("name", "source", "stand_in", "sha256")},
             "versions": versions(),
             **more,
@@ -159,7 +174,7 @@ def write_card(
 def finish(
     run: Run,
     settings: Settings,
-    task: Task,
+    data: Data,
     model_card: dict[str, Any],
     *,
     device: str,
@@ -171,7 +186,7 @@ def finish(
     Args:
         run: names it; its `steps.csv` is complete.
         settings: see `write_card`.
-        task: see `write_card`.
+        data: see `write_card`.
         model_card: see `write_card`.
         device: what it was made on.
         decoder: what wrote its actions; None for a model behind an endpoint.
@@ -179,6 +194,6 @@ def finish(
     """
     tried = integrity(pd.read_csv(run.folder / "steps.csv"))
     made = {"device": device, "decoder": decoder, "integrity": tried, **more}
-    write_card(run, settings, task, model_card, status="finished", **made)
+    write_card(run, settings, data, model_card, status="finished", **made)
     run.state.unlink(missing_ok=True)
     run.begun.unlink(missing_ok=True)

@@ -12,13 +12,15 @@ from etpo_paper.base.lock import sole_maker
 from etpo_paper.base.provenance import device_name
 from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import Settings, load_defaults, load_settings
+from etpo_paper.environment.episodes import Episodes
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.report.names import counted
 from etpo_paper.training.agents import Common
 from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
-from etpo_paper.training.run import finish, is_finished
+from etpo_paper.training.run import Data, finish, is_finished
 from etpo_paper.use import folder
 from etpo_paper.use.program import one_file
 from etpo_paper.use.score import outcome_text, score_many, show, splits
@@ -61,27 +63,30 @@ def fit(asked: folder.Asked, place: Path) -> None:
         if is_finished(run, settings, models.card(settings.model), own.task):
             print(f"{place}: this run is finished and was kept")
         else:
-            _make(run, settings, method, own, common)
+            executor, training = common.executor(settings.sandbox), settings.training
+            environments = episodes(own.task, executor, settings.environment, training.environments, method.reflect)
+            make(run, settings, method, own.task, environments, common)
         _finish(run, own, settings, common)
 
 
-def _make(run: folder.OwnRun, settings: Settings, method: Method, own: OwnTable, common: Common) -> None:
-    """Makes the run up to its card."""
-    task, device = own.task, distributed.device()
+def make(
+    run: folder.OwnRun, settings: Settings, method: Method, data: Data, environments: Episodes, common: Common
+) -> None:
+    """Makes a run up to its card."""
+    device = distributed.device()
     model_card = models.model(settings.model)
     agent = common.agent(run, settings, device, True, precision(common, settings), None)
-    whose = make_room(run, settings, model_card, task)
-    note(run, settings, model_card, task)
-    executor = common.executor(settings.sandbox)
+    whose = make_room(run, settings, model_card, data)
+    note(run, settings, model_card, data)
     with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}") as bar:
-        for row in train(run, agent, agent.networks, method, task, executor, settings, whose):
+        for row in train(run, agent, agent.networks, method, environments, settings, whose):
             bar.update(row["steps"] - bar.n)
             bar.set_postfix(
                 reward=f"{row['mean_reward']:.3f}", best=f"{row['best_reward']:.3f}", runs=f"{row['share_runs']:.0%}"
             )
     agent.save_policy(run.policy)
-    made = {"device": device_name(device), "decoder": agent.decoder_name, "on_policy": agent.networks.gap.card()}
-    finish(run, settings, task, model_card, **made)
+    gap = agent.networks.gap.card()
+    finish(run, settings, data, model_card, device=device_name(device), decoder=agent.decoder_name, on_policy=gap)
 
 
 def _finish(run: folder.OwnRun, own: OwnTable, settings: Settings, common: Common) -> None:

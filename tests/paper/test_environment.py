@@ -4,8 +4,9 @@ import pytest
 
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Outcome, Status
+from etpo_paper.base.settings import load_defaults
 from etpo_paper.environment.prompts import program, reflection_prompt, task_prompt
-from etpo_paper.environment.text_mdp import TextEnvironments
+from etpo_paper.environment.scikit_learn import episodes
 
 
 class Scripted:
@@ -36,7 +37,8 @@ class Scripted:
 
 
 def make(task, verdicts, count=1, **options):
-    return TextEnvironments(task, Scripted(verdicts), count=count, split_seeds=[0, 1], **options)
+    section = load_defaults().environment.model_copy(update={"split_seeds": (0, 1), **options})
+    return episodes(task, Scripted(verdicts), section, count)
 
 
 def test_success_ends_the_episode_and_pays_the_score(toy_task):
@@ -97,12 +99,12 @@ def test_grid_search_can_be_forbidden_as_in_the_released_code(toy_task):
     environments = make(toy_task, [0.9], count=2, forbid_grid_search=True)
     banned, allowed = environments.step([body, "    model = 1\n"])
     assert (banned.reward, banned.error_class, allowed.reward) == (-1.0, "RuntimeError", 0.9)
-    assert environments.executor.sources == [program("    model = 1\n")]
+    assert environments._backend._executor.sources == [program("    model = 1\n")]
 
 
 def test_bodies_are_executed_ahead_of_the_step_but_for_those_that_are_forbidden(toy_task):
     environments = make(toy_task, [0.9], count=2, forbid_grid_search=True)
-    executor, bodies = environments.executor, ["    model = GridSearchCV(x)\n", "    model = 1\n"]
+    executor, bodies = environments._backend._executor, ["    model = GridSearchCV(x)\n", "    model = 1\n"]
     with environments.ahead() as start:
         for body in reversed(bodies):
             start(body)
@@ -116,7 +118,7 @@ def test_when_writing_fails_the_programs_begun_are_left(toy_task):
     with pytest.raises(RuntimeError, match="no memory"), environments.ahead() as start:
         start("    model = 1\n")
         raise RuntimeError("no memory")
-    assert environments.executor.left == 1
+    assert environments._backend._executor.left == 1
 
 
 def test_state_round_trip(toy_task):

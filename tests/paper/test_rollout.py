@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+from etpo_paper.base.settings import load_defaults
 from etpo_paper.environment.rollout import collect
-from etpo_paper.environment.text_mdp import TextEnvironments
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.model.batches import LanguageBatch
 
 
 @pytest.fixture
 def collected(make_agent, toy_task, stub_executor):
     agent = make_agent()
-    environments = TextEnvironments(toy_task, stub_executor, count=6, split_seeds=[0])
+    environments = episodes(toy_task, stub_executor, load_defaults().environment, 6)
     generator = torch.Generator().manual_seed(0)
     options = {"max_new_tokens": 8, "generator": generator, "temperature": 1.0, "top_k": 0}
     return agent, *collect(agent, environments, 3, **options)

@@ -5,6 +5,7 @@ import pytest
 
 from etpo_paper.base import paths
 from etpo_paper.base.settings import load_settings
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.training.loop import train
 from etpo_paper.training.run import Run, fingerprint, run_parameters
@@ -28,9 +29,10 @@ def start(name, settings, make_agent, task, executor, seed=0, stop_after=None):
     method = build_method(name, settings.methods[name].plain())
     agent = make_agent(seed=seed, rank=4 if method.trains else None)
     networks = agent.networks if method.trains else None
+    environments = episodes(task, executor, settings.environment, settings.training.environments, method.reflect)
     of_run = fingerprint(run_parameters(run, settings), agent.card, task)
     rows = []
-    for row in train(run, agent, networks, method, task, executor, settings, of_run):
+    for row in train(run, agent, networks, method, environments, settings, of_run):
         rows.append(row)
         if len(rows) == stop_after:
             break

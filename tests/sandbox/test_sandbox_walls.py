@@ -236,7 +236,7 @@ def test_the_file_tree_of_the_workers_holds_libraries_only():
     code = f"""if True:
         import importlib.util, os
         assert os.listdir({here!r} + "/datasets/data") == ["__init__.py"], "labels"
-        assert not os.path.exists({os.getcwd()!r} + "/etpo_paper/environment/text_mdp.py"), "the project"
+        assert not os.path.exists({os.getcwd()!r} + "/etpo_paper/environment/episodes.py"), "the project"
         there = [name for name in ("numpy", "sklearn", "pandas", "pytest", "torch") if importlib.util.find_spec(name)]
         assert there == ["numpy", "sklearn", "pandas"], there
     """
