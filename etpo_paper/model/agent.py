@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.environment.prompts import Action, Prompt
 from etpo_paper.model import llama
-from etpo_paper.model.decoder import Decoder, LlamaDecoder, Sampled, TransformersDecoder, sample
+from etpo_paper.model.answers import extract_body
+from etpo_paper.model.decoder import Decoder, LlamaDecoder, Sampled, TransformersDecoder, check_decoding, sample
 from etpo_paper.model.drafts import Drafts
-from etpo_paper.model.loading import decode_action, encode_prompt, end_tokens
+from etpo_paper.model.loading import CHAT, CODE, decode_action, encode_prompt, end_tokens
 from etpo_paper.model.networks import LanguageModelNetworks
 from etpo_paper.model.starts import write_adapter
+from etpo_paper.model.stops import end_of_answer, end_of_body
 from etpo_paper.model.trunk import Part, Passed, Trunk
 
 
@@ -31,7 +34,7 @@ class Agent:
     Args:
         model: the frozen base, as `loading.load_model` returns it.
         tokenizer: its tokenizer.
-        card: its card (`format` of prompts, end tokens).
+        card: its card: `format` of prompts, end tokens, and of a model of the user's own what `own` says there.
         forward: see `LlamaDecoder`.
         options: of its networks, see `LanguageModelNetworks`.
     """
@@ -45,7 +48,10 @@ class Agent:
         **options: Any,
     ):
         self.tokenizer, self.card, self._forward = tokenizer, card, forward
-        self.networks = LanguageModelNetworks(model, **options)
+        self.networks = LanguageModelNetworks(model, targets=card.get("lora_targets"), **options)
+        self._end: Callable[[str], int | None] | None = None  # where a program ends without an end token
+        if card.get("stops"):
+            self._end = end_of_answer if card["format"] == CHAT else end_of_body
         self._decoder: Decoder | None = None
         self.drafts = Drafts()
         # A state is asked for when it is reached, when it is acted in and when its transition is kept.
@@ -72,6 +78,8 @@ class Agent:
         elif llama.fits(networks.model):
             self._decoder = LlamaDecoder(networks.model, networks.compute_dtype, adapter, networks.trunk, self._forward)
         else:
+            if self._decoder is None:
+                check_decoding(networks.model, self.tokenizer(CODE, add_special_tokens=False).input_ids)
             self._decoder = TransformersDecoder(networks.model)
 
     @property
@@ -98,16 +106,31 @@ class Agent:
         assert self._decoder is not None
         end = end_tokens(self.card)
         ids = [self.encode(p) for p in prompts]
+        self._check_length(max(map(len, ids)), max_new_tokens)
         # The bare decoder has the policy's weights already; transformers computes with the adapter that is switched on.
         own = isinstance(self._decoder, LlamaDecoder)
 
         def body(s: Sampled) -> str:
-            return decode_action(self.tokenizer, s.tokens, end)
+            text = decode_action(self.tokenizer, s.tokens, end)
+            text = text if self._end is None else text[: self._end(text)]
+            return extract_body(text) if self.card["format"] == CHAT else text
+
+        def stops(tokens: Sequence[int]) -> bool:
+            return self._end is not None and self._end(decode_action(self.tokenizer, tokens, end)) is not None
 
         report = None if ended is None else lambda _, s: ended(body(s))
         with nullcontext() if own else self.networks.switched_to("policy"):
             sampled = sample(
-                self._decoder, ids, end, max_new_tokens, generator, temperature, top_k, report, self.drafts
+                self._decoder,
+                ids,
+                end,
+                max_new_tokens,
+                generator,
+                temperature,
+                top_k,
+                report,
+                self.drafts,
+                None if self._end is None else stops,
             )
         if isinstance(self._decoder, LlamaDecoder) and self.networks.trainable:
             for i, (prompt, s) in enumerate(zip(ids, sampled, strict=True)):
@@ -115,6 +138,19 @@ class Agent:
                 self.networks.remember(prompt, s.tokens, below)
         self.drafts.observe(distributed.merge([s.tokens for s in sampled]))
         return [Action(body(s), len(s.tokens), s.tokens, s.log_probs, s.finished) for s in sampled]
+
+    def _check_length(self, prompt: int, action: int) -> None:
+        """Looks whether a prompt and the longest action fit into what the model reads at once.
+
+        Raises:
+            UserError: they do not.
+        """
+        context = self.card.get("context")
+        if context is not None and prompt + action > context:
+            raise UserError(
+                f"{self.card['name']} reads at most {context} tokens at once, and a prompt of {prompt} with a program "
+                f"of up to {action} is longer; choose another model"
+            )
 
     def get_state(self) -> dict[str, Any]:
         """Networks and what guesses are made from, for a checkpoint."""

@@ -1,6 +1,7 @@
-"""From the answer of a chat model to an action: the body of `build_model`, or a whole module that defines it.
+"""What a chat model is asked, and its answer as an action: the body of `build_model`, or a module that defines it.
 
-Models were asked for the body and answer with whatever they like. `extract_body` reads an answer by these rules:
+`SYSTEM` and `question` ask for the body. Models answer with whatever they like; `extract_body` reads an answer by these
+rules:
 
 - An answer that is a complete program as a whole is taken as it is.
 - Thoughts (`<think>` up to `</think>`, or to the end) are left out.
@@ -35,7 +36,15 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from etpo_paper.environment.prompts import SECOND, SIGNATURE, bound_names, is_module, parsed, program
+from etpo_paper.environment.prompts import SECOND, SIGNATURE, Prompt, bound_names, is_module, parsed, program
+
+SYSTEM = (
+    "You complete a Python file that trains a scikit-learn classifier. The user sends the file with a gap where the "
+    "body of the last function belongs. Answer with the lines that fill the gap and with nothing else: no "
+    "explanation, no signature, no return statement. Indent them by four spaces, import what you need inside the "
+    "function, and leave the fitted classifier in a variable called model."
+)
+GAP = "    # (the gap)\n"
 
 _THOUGHT = re.compile(r"^[ \t]*<(think\w*|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _THOUGHT_END = re.compile(r"\A.*</(?:think\w*|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
@@ -53,6 +62,11 @@ _TYPOGRAPHY = str.maketrans(
 )
 _RETURN = ast.dump(ast.parse("return model").body[0])
 _TRIES = 9  # fences, paragraphs or depths that are tried; a model that repeats itself may write thousands
+
+
+def question(prompt: Prompt) -> str:
+    """What the user asks in a state: the file with its gap."""
+    return prompt.prefix + GAP + prompt.suffix
 
 
 def extract_body(answer: str) -> str:

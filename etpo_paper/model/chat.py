@@ -25,15 +25,7 @@ import torch
 
 from etpo_core.errors import UserError
 from etpo_paper.environment.prompts import Action, Prompt
-from etpo_paper.model.answers import extract_body
-
-SYSTEM = (
-    "You complete a Python file that trains a scikit-learn classifier. The user sends the file with a gap where the "
-    "body of the last function belongs. Answer with the lines that fill the gap and with nothing else: no "
-    "explanation, no signature, no return statement. Indent them by four spaces, import what you need inside the "
-    "function, and leave the fitted classifier in a variable called model."
-)
-GAP = "    # (the gap)\n"
+from etpo_paper.model.answers import SYSTEM, extract_body, question
 
 # What a server may refuse, as it may call it. The limit is then sent as max_completion_tokens, as newer models call it,
 # what the system message says goes in front of the user's, and the others are left out.
@@ -264,7 +256,7 @@ class ChatAgent:
         refused = set(self.refused)  # another request may learn more meanwhile
         messages = [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": prompt.prefix + GAP + prompt.suffix},
+            {"role": "user", "content": question(prompt)},
         ]
         if "system" in refused:
             messages = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]

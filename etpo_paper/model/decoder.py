@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
@@ -47,7 +48,7 @@ class Sampled:
     Attributes:
         tokens: token ids, the end token included when the model produced it.
         log_probs: log-probability of each token under the distribution that it was drawn from.
-        finished: True if it ended with the end token, False if it reached the length limit.
+        finished: True if it ended with an end token or by a stop rule, False if it reached the length limit.
     """
 
     tokens: tuple[int, ...]
@@ -176,6 +177,7 @@ def sample(
     top_k: int = 0,
     ended: Callable[[int, Sampled], None] | None = None,
     drafts: Drafts | None = None,
+    stops: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Sampled]:
     """Samples one action for each prompt.
 
@@ -190,6 +192,8 @@ def sample(
         ended: called with the number of a prompt and its action as soon as that action is complete.
         drafts: guesses tokens, which saves time and changes no token; None for one token in each pass. Not used with a
             decoder that cannot take tokens back.
+        stops: says of the tokens of an action whether it ends with the last of them, as with an end token; None if
+            end tokens alone end an action.
 
     Returns:
         The actions, in the order of the prompts.
@@ -223,7 +227,7 @@ def sample(
             action, right = actions[row], 0
             of_row = [next(drawn) for _ in range(len(guess) + 1)]
             for i, (new, value) in enumerate(of_row):
-                action.append(new, value, new in ends)
+                action.append(new, value, new in ends or (stops is not None and stops([*action.tokens, new])))
                 if action.finished or len(action.tokens) == max_new_tokens or i == len(guess) or new != guess[i]:
                     break
                 right += 1
@@ -258,7 +262,7 @@ class _Writing:
         self.finished, self.running = False, True
 
     def append(self, token: int, log_prob: float, last: bool) -> None:
-        """Adds a token; `last` says whether it is an end token."""
+        """Adds a token; `last` says whether it ends the action."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
         self.finished = last
@@ -331,6 +335,42 @@ class TransformersDecoder:
         index = torch.tensor(rows, device=self.device)
         self.cache.batch_select_indices(index)
         self.mask, self.position = self.mask[index], self.position[index]
+
+
+@torch.inference_mode()
+def check_decoding(model: nn.Module, ids: Sequence[int]) -> None:
+    """Compares what `TransformersDecoder` computes of a model, token by token, with plain passes over the whole.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: at least eight token ids.
+
+    Raises:
+        UserError: the model has no cache of keys and values as the decoder needs it, or says something else with it.
+    """
+    kind, decoder = type(causal_model(model)).__name__, TransformersDecoder(model)
+
+    def plain(*stops: int) -> Tensor:
+        passes = [model(input_ids=torch.tensor([ids[:n]], device=decoder.device), use_cache=False) for n in stops]
+        return torch.stack([out.logits[0, -1] for out in passes]).float()
+
+    try:
+        found = [decoder.prefill([ids[:3], ids[:6]]), decoder.step([[ids[3]], [ids[6]]])]
+        decoder.keep([1])
+        found.append(decoder.step([[ids[7]]]))
+        off = torch.cat(found).float() - (expected := plain(3, 6, 4, 7, 8))
+    except Exception as error:  # whatever a model raises that expects other arguments or keeps another cache
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+        raise UserError(
+            f"{kind} cannot write token by token as other models do ({why}); choose another model"
+        ) from error
+    # Rounding differs between a pass over one token and one over many, by the roots of the number of its steps.
+    tolerance = torch.finfo(next(model.parameters()).dtype).eps ** 0.5 * expected.abs().max()
+    if not off.abs().max() <= tolerance:
+        raise UserError(
+            f"{kind} says something else token by token than in one pass (its logits differ by {off.abs().max():.2g}); "
+            "choose another model"
+        )
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -1,13 +1,14 @@
 """The layers of a Llama-shaped model, written out once for sampling and for training.
 
-transformers runs any architecture. For the Llama family, to which SmolLM2 and CodeLlama belong, this module computes
-the same hidden states with less work and memory. Products that share their input are one product. LoRA is added inside
-a product and is not a layer of its own. The frozen weights are converted to the dtype of the products once. Tokens that
-all sequences of a batch begin with are computed once. What attention sees is up to the caller of `run_layer`: the
-decoder passes its cache of keys and values, `Body` a batch of sequences with a shared prefix. The residual stream and
-the norms are float32 throughout.
+transformers runs any architecture. For the Llama family, to which SmolLM2 and CodeLlama belong, and Mistral without a
+sliding window, this module computes the same hidden states with less work and memory. Products that share their input
+are one product. LoRA is added inside a product and is not a layer of its own. The frozen weights are converted to the
+dtype of the products once. Tokens that all sequences of a batch begin with are computed once. What attention sees is up
+to the caller of `run_layer`: the decoder passes its cache of keys and values, `Body` a batch of sequences with a shared
+prefix. The residual stream and the norms are float32 throughout.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -62,9 +63,14 @@ class Shape(NamedTuple):
 
 def fits(model: nn.Module) -> bool:
     """Whether the model consists of plain Llama layers without biases, which is what this module computes."""
-    config = causal_model(model).config
+    return config_fits(causal_model(model).config)
+
+
+def config_fits(config: Any) -> bool:
+    """Whether the model of a configuration consists of such layers."""
     return (
-        config.model_type == "llama"
+        config.model_type in ("llama", "mistral")
+        and getattr(config, "sliding_window", None) is None
         and not getattr(config, "attention_bias", False)
         and not getattr(config, "mlp_bias", False)
         and config.hidden_act == "silu"
@@ -128,17 +134,26 @@ def layers(model: nn.Module, dtype: torch.dtype) -> Iterator[Layer]:
 def low_rank(layer: Any, adapter: str | None, dtype: torch.dtype) -> dict[str, LowRank]:
     """The LoRA adapter of a layer's joined products, by name, in `dtype`; gradients reach peft's parameters.
 
-    Joined products share their input, so their matrices A are stacked, and their matrices B form a block diagonal.
-    Empty for the frozen base, None, and for a layer without that adapter.
+    Joined products share their input, so their matrices A are stacked, and their matrices B form a block diagonal, with
+    rows of zeros for a product without that adapter. Empty for the frozen base, None, and for a layer without any.
     """
     updates: dict[str, LowRank] = {}
     if adapter is None:
         return updates
     for name, linears in _products(layer).items():
-        if adapter not in getattr(linears[0], "lora_A", {}):
+        adapted = [adapter in getattr(linear, "lora_A", {}) for linear in linears]
+        if not any(adapted):
             continue
-        a = torch.cat([linear.lora_A[adapter].weight for linear in linears])
-        b = torch.block_diag(*(linear.lora_B[adapter].weight * linear.scaling[adapter] for linear in linears))
+        both = list(zip(linears, adapted, strict=True))
+        a = torch.cat([linear.lora_A[adapter].weight for linear, has in both if has])
+        b = torch.block_diag(
+            *(
+                linear.lora_B[adapter].weight * linear.scaling[adapter]
+                if has
+                else linear.weight.new_zeros(linear.out_features, 0)
+                for linear, has in both
+            )
+        )
         updates[name] = LowRank(a.to(dtype), b.to(dtype))
     return updates
 
@@ -281,7 +296,8 @@ class Body:
     def __init__(self, model: nn.Module, dtype: torch.dtype, frozen: list[Layer] | None = None):
         self.model, self.dtype, self.shape = causal_model(model).model, dtype, shape(model)
         self.layers = list(layers(model, dtype)) if frozen is None else frozen
-        adapted = [bool(getattr(layer.self_attn.q_proj, "lora_A", ())) for layer in self.model.layers]
+        products = [itertools.chain.from_iterable(_products(layer).values()) for layer in self.model.layers]
+        adapted = [any(getattr(linear, "lora_A", ()) for linear in linears) for linears in products]
         self.lowest = adapted.index(True) if True in adapted else len(adapted)
 
     @torch.no_grad()

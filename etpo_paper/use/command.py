@@ -47,7 +47,9 @@ def _parser() -> Parser:
     _table(fit)
     fit.add_argument("--method", default="etpo", help="a section of methods in params.yaml; default: etpo")
     fit.add_argument("--steps", type=int, default=500, metavar="N", help="programs to try; default: 500")
-    fit.add_argument("--model", default="smollm2", help="smollm2 (default), codellama (needs a GPU), tiny (a toy)")
+    ours = "smollm2 (default), codellama (needs a GPU), tiny (a toy)"
+    fit.add_argument("--model", default="smollm2", help=f"{ours}, a folder with a causal language model, or a hub name")
+    fit.add_argument("--lora-targets", metavar="A,B", help="the linear products of your model to adapt; default: all")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="of first weights and sampling; default: 0")
     fit.add_argument("--out", type=Path, metavar="FOLDER", help="all that is written; default: runs/TABLE")
     propose = add("propose", _propose, "has a trained policy write programs for its table, each scored")
@@ -73,7 +75,8 @@ def _fit(given: argparse.Namespace) -> None:
     from etpo_paper.use.fit import fit
     from etpo_paper.use.folder import Asked
 
-    asked = Asked(str(given.table.resolve()), given.target, given.method, given.steps, given.model, given.seed)
+    table, lora = str(given.table.resolve()), given.lora_targets
+    asked = Asked(table, given.target, given.method, given.steps, given.model, given.seed, lora)
     fit(asked, given.out or Path("runs") / given.table.stem)
 
 

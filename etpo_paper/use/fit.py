@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,12 +11,12 @@ from etpo_core.interfaces import Method
 from etpo_paper.base import distributed
 from etpo_paper.base.lock import sole_maker
 from etpo_paper.base.provenance import device_name
-from etpo_paper.base.sections import unknown_name
 from etpo_paper.base.settings import Settings, load_defaults, load_settings
 from etpo_paper.environment.episodes import Episodes
 from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
+from etpo_paper.model.own import register
 from etpo_paper.report.names import counted
 from etpo_paper.training.agents import Common
 from etpo_paper.training.begin import make_room, note
@@ -27,17 +28,19 @@ from etpo_paper.use.score import outcome_text, score_many, show, splits
 from etpo_paper.use.table import OwnTable, read_table
 
 SCALES = {"smollm2": "laptop", "tiny": "smoke", "codellama": "paper"}  # whose settings suit a model
+SCALE_OF_OTHERS = "laptop"
 
 
 def settings_for(asked: folder.Asked) -> Settings:
     """The settings of a run: those of the scale that suits the model, and the paper's environment.
 
+    A model of the user's own is looked at and, if it is one of the hub, fetched. A line then says how it is used.
+
     Raises:
-        UserError: a name or number that is not possible.
+        UserError: a name or number that is not possible, or a model that cannot be used.
     """
-    if asked.model not in SCALES:
-        raise unknown_name("model", asked.model, SCALES)
-    settings = load_settings(SCALES[asked.model], asked.method)
+    ours = asked.model in SCALES
+    settings = load_settings(SCALES[asked.model] if ours else SCALE_OF_OTHERS, asked.method)
     trained = [name for name in settings.methods if build_method(name, settings.methods[name]).trains]
     if asked.method not in trained:
         raise UserError(f"--method {asked.method} trains no model; choose one of: {', '.join(trained)}")
@@ -45,8 +48,14 @@ def settings_for(asked: folder.Asked) -> Settings:
         raise UserError(f"--steps {asked.steps}: expected at least 1")
     if asked.seed < 0:
         raise UserError(f"--seed {asked.seed}: expected at least 0")
-    environment = load_defaults().environment.plain()
-    return settings.replace(training={"env_steps": asked.steps}, environment=environment)
+    changes: dict[str, Any] = {"environment": load_defaults().environment.plain()}
+    training = {"env_steps": asked.steps}
+    if ours and asked.lora_targets is not None:
+        raise UserError(f"--lora-targets is for a model of your own; {asked.model} has adapters on all linear products")
+    if not ours:
+        training["max_new_tokens"] = load_settings("paper").training.max_new_tokens  # it may write at more length
+        changes["model"] = register(asked.model, asked.lora_targets, SCALES)
+    return settings.replace(training=training, **changes)
 
 
 def fit(asked: folder.Asked, place: Path) -> None:

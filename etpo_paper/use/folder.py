@@ -21,6 +21,7 @@ import numpy as np
 from etpo_core.errors import UserError
 from etpo_paper.base.lock import LEASE, lock_of
 from etpo_paper.base.provenance import write_json
+from etpo_paper.base.settings import BaseModels
 from etpo_paper.data.tasks import Task
 from etpo_paper.data.tasks.table import fingerprint
 from etpo_paper.training.run import Run
@@ -43,7 +44,7 @@ class OwnRun(Run):
 
 @dataclass(frozen=True)
 class Asked:
-    """What `etpo fit` was asked for."""
+    """What `etpo fit` was asked for; a model in a folder is named by its absolute path."""
 
     table: str
     target: str
@@ -51,6 +52,13 @@ class Asked:
     steps: int
     model: str
     seed: int
+    lora_targets: str | None = None  # names with commas between them
+
+    def __post_init__(self) -> None:
+        """Makes the run independent of where the user is."""
+        place = Path(self.model).expanduser()
+        if self.model not in BaseModels.model_fields and place.is_dir():
+            object.__setattr__(self, "model", str(place.resolve()))
 
     def run(self, place: Path) -> OwnRun:
         """The run in a folder."""
@@ -60,6 +68,7 @@ class Asked:
         """The command that begins the run or goes on with it, from where the user is now."""
         words = ["etpo", "fit", os.path.relpath(self.table), "--target", self.target, "--method", self.method]
         words += ["--steps", str(self.steps), "--model", self.model, "--seed", str(self.seed)]
+        words += [] if self.lora_targets is None else ["--lora-targets", self.lora_targets]
         return shlex.join([*words, "--out", os.path.relpath(place)])
 
 
@@ -103,8 +112,9 @@ def read(place: Path) -> tuple[Asked, dict[str, Any]]:
         raise UserError(f"{place} is no folder of `etpo fit`; `etpo runs` lists those in runs/")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        content.setdefault("lora_targets", None)  # runs of earlier versions have none
         return Asked(**{name: content[name] for name in Asked.__dataclass_fields__}), content
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; rename {place} and run `etpo fit` again") from None
 
 

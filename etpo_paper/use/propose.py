@@ -12,6 +12,7 @@ from etpo_paper.model import models
 from etpo_paper.model.agent import Agent
 from etpo_paper.report.names import counted
 from etpo_paper.training.agents import Common
+from etpo_paper.training.run import read_run_card
 from etpo_paper.use import folder
 from etpo_paper.use.fit import precision, settings_for
 from etpo_paper.use.program import lines_above, one_file
@@ -31,7 +32,9 @@ def propose(place: Path, count: int) -> None:
     if not run.card.is_file():
         raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
     own, training = folder.read_table(place), settings.training
-    models.model(settings.model)
+    there = models.model(settings.model)
+    if "path" in there and there["sha256"] != read_run_card(run)["model"]["sha256"]:
+        raise UserError(f"{asked.model} is not the model any more that the policy of {place} was trained on")
     with Common() as common:
         executor = common.executor(settings.sandbox)
         agent = common.agent(run, settings, distributed.device(), True, precision(common, settings), None)

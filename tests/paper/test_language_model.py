@@ -103,8 +103,8 @@ def test_continuation_is_the_prefix_and_nothing_else(models):
     assert card["eos_token_id"] not in ids
     with pytest.raises(UserError, match="no <PRE>"):
         encode_prompt(tokenizer, prompt, INFILL)
-    with pytest.raises(UserError, match="unknown prompt format 'chat'"):
-        encode_prompt(tokenizer, prompt, "chat")
+    with pytest.raises(UserError, match="unknown prompt format 'prose'"):
+        encode_prompt(tokenizer, prompt, "prose")
 
 
 def test_action_text_is_exact_and_ends_at_the_end_token(models):
