@@ -113,7 +113,7 @@ class Agent:
         def body(s: Sampled) -> str:
             text = decode_action(self.tokenizer, s.tokens, end)
             text = text if self._end is None else text[: self._end(text)]
-            return extract_body(text) if self.card["format"] == CHAT else text
+            return extract_body(text) if self._end is end_of_answer else text
 
         def stops(tokens: Sequence[int]) -> bool:
             return self._end is not None and self._end(decode_action(self.tokenizer, tokens, end)) is not None

@@ -289,8 +289,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
       this tokenizer puts one in front of every text. What it puts behind every text, such as an end token, is left out.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
-    - "chat": the model's own chat template, with a user who asks for the body (`answers.question`), up to where the
-      answer begins. Where a template knows thoughts, they are switched off: they would be longer than any program.
+    - "chat": the model's own chat template, with a user who asks for the body (`answers.question`), or says what the
+      state says where no suffix asks for what stands before it, up to where the answer begins. Where a template knows thoughts, they are switched off: they would be longer than any program.
 
     Args:
         tokenizer: from `load_model`.
@@ -303,7 +303,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     if format == CONTINUATION:
         return [*front(tokenizer), *tokenizer(prompt.prefix, add_special_tokens=False).input_ids]
     if format == CHAT:
-        user = {"role": "user", "content": f"{SYSTEM}\n\n{question(prompt)}"}
+        asked = f"{SYSTEM}\n\n{question(prompt)}" if prompt.suffix else prompt.prefix
+        user = {"role": "user", "content": asked}
         text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return list(tokenizer(str(text), add_special_tokens=False).input_ids)
     if format != INFILL:

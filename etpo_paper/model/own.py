@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def register(source: str, targets: str | None, ours: Collection[str]) -> str:
+def register(source: str, targets: str | None, ours: Collection[str], programs: bool = True) -> str:
     """Makes a model of the user's own known, and prints how it is used.
 
     Args:
         source: a transformers folder, or a name on the hub, such as "Qwen/Qwen2.5-0.5B".
         targets: names of the linear products that have adapters, with commas between them; None for all.
         ours: the names of the models that need no card, for a message.
+        programs: whether it writes bodies of `build_model`, which end where their text shows it; otherwise actions end
+            with its end token, as in environments of the user's own.
 
     Returns:
         Its name, for `models` and `loading`.
@@ -53,12 +55,12 @@ def register(source: str, targets: str | None, ours: Collection[str]) -> str:
             f"unknown model {source!r}; expected {', '.join(ours)}, a folder with a model of transformers, or a name "
             "on the hub such as Qwen/Qwen2.5-0.5B"
         )
-    which = hashlib.sha256(f"{source} {names}".encode()).hexdigest()[:8]
+    which = hashlib.sha256(f"{source} {names}{'' if programs else ' texts'}".encode()).hexdigest()[:8]
     name = f"{OWN}{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(source).name)}-{which}"
     folder = loading.MODELS / name
     card = loading.read_card(name) if (folder / "card.json").is_file() else None
     if card is None or not loading.unchanged(card):
-        card = _card(source, names)
+        card = _card(source, names) | {"stops": programs}
         loading.write_card(folder, card)
     print(f"{source}: {card['used']}")
     return name
@@ -82,7 +84,6 @@ def _card(source: str, targets: list[str] | None) -> dict[str, Any]:
     used = f"{config.model_type}, {path}; {asked[format]}, because {why}"
     return card | {
         "format": format,
-        "stops": True,
         "decoder": "LlamaDecoder" if fast else "TransformersDecoder",
         "context": getattr(config, "max_position_embeddings", None),
         "lora_targets": targets,

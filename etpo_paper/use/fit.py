@@ -31,10 +31,14 @@ SCALES = {"smollm2": "laptop", "tiny": "smoke", "codellama": "paper"}  # whose s
 SCALE_OF_OTHERS = "laptop"
 
 
-def settings_for(asked: folder.Asked) -> Settings:
+def settings_for(asked: folder.Asked, programs: bool = True) -> Settings:
     """The settings of a run: those of the scale that suits the model, and the paper's environment.
 
     A model of the user's own is looked at and, if it is one of the hub, fetched. A line then says how it is used.
+
+    Args:
+        asked: what the user asked for.
+        programs: see `register`.
 
     Raises:
         UserError: a name or number that is not possible, or a model that cannot be used.
@@ -54,7 +58,7 @@ def settings_for(asked: folder.Asked) -> Settings:
         raise UserError(f"--lora-targets is for a model of your own; {asked.model} has adapters on all linear products")
     if not ours:
         training["max_new_tokens"] = load_settings("paper").training.max_new_tokens  # it may write at more length
-        changes["model"] = register(asked.model, asked.lora_targets, SCALES)
+        changes["model"] = register(asked.model, asked.lora_targets, SCALES, programs)
     return settings.replace(training=training, **changes)
 
 

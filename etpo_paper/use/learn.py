@@ -75,11 +75,12 @@ def learn(
     """
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"name {name!r}: expected the name of an environment, such as queries-1")
-    settings = settings_for(Asked(name, "", method, steps, model, seed)).replace(training=training)
+    settings = settings_for(Asked(name, "", method, steps, model, seed), programs=False).replace(training=training)
     run = OwnRun("own", method, name, seed, Path(place))
     learner, data = build_method(method, settings.methods[method].plain()), Named(name)
+    models.model(settings.model)
     with sole_maker(run.folder), Common() as common:
-        if is_finished(run, settings, models.model(settings.model), data):
+        if is_finished(run, settings, models.card(settings.model), data):
             print(f"{place}: this run is finished and was kept")
         else:
             environments = Episodes([environment() for _ in range(settings.training.environments)], seed)
