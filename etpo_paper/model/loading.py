@@ -289,8 +289,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, format: 
     - "continuation": the prefix alone; the model does not see the suffix. A beginning-of-sequence id stands in front if
       this tokenizer puts one in front of every text. What it puts behind every text, such as an end token, is left out.
     - "infill": CodeLlama's `<s> <PRE> prefix <SUF> suffix <MID>`; the model answers with the middle and `<EOT>`.
-    - "chat": the model's own chat template, with a user who asks for the body (`answers.question`), or says what the
-      state says where no suffix asks for what stands before it, up to where the answer begins. Where a template knows thoughts, they are switched off: they would be longer than any program.
+    - "chat": the model's own chat template, with a user who asks for the body (`answers.question`), up to where the
+      answer begins; a state without a suffix is what the user says. Where a template knows thoughts, they are switched
+      off: they would be longer than any program.
 
     Args:
         tokenizer: from `load_model`.
