@@ -3,6 +3,7 @@
     etpo fit churn.csv --target churn           # trains, ends with the best program and its scores
     etpo score program.py churn.csv --target churn
     etpo propose runs/churn                     # the trained policy writes programs for its table
+    etpo export runs/churn --out churn-model    # that policy as a plain model of transformers
     etpo runs                                   # the runs in runs/, and how to go on with those that were stopped
     etpo doctor                                 # can this machine confine programs?
 
@@ -55,6 +56,11 @@ def _parser() -> Parser:
     propose = add("propose", _propose, "has a trained policy write programs for its table, each scored")
     propose.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished `etpo fit`")
     propose.add_argument("--count", type=int, default=8, metavar="N", help="programs to write; default: 8")
+    export = add("export", _export, "merges a trained policy into its base, and says what rounding costs")
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished `etpo fit`")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder for the model")
+    types = ("float32", "bfloat16", "float16")
+    export.add_argument("--dtype", choices=types, default="float32", help="of its weights; default: float32, exact")
     runs = add("runs", _runs, "lists runs: how far they are, their best reward, and how to go on")
     runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="default: runs")
     score = add("score", _score, "scores one program on a table, in the sandbox")
@@ -84,6 +90,12 @@ def _propose(given: argparse.Namespace) -> None:
     from etpo_paper.use.propose import propose
 
     propose(given.folder, given.count)
+
+
+def _export(given: argparse.Namespace) -> None:
+    from etpo_paper.use.export import export
+
+    export(given.folder, given.out, given.dtype)
 
 
 def _runs(given: argparse.Namespace) -> None:
