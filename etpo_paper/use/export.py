@@ -6,6 +6,7 @@ and printed.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,14 +39,15 @@ def export(place: Path, out: Path, dtype: str) -> None:
         raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
     if out.exists():
         raise UserError(f"--out {out} exists; expected a new folder")
-    model, tokenizer, card = load_model(settings.model, torch.float32)
-    model = PeftModel.from_pretrained(model, run.policy)
+    base, tokenizer, card = load_model(settings.model, torch.float32)
+    model: Any = PeftModel.from_pretrained(base, run.policy)
     prompt = task_prompt(own.task.spec.description, own.task.features, own.task.rows // 2)
     best = (run.folder / "best_code.py").read_text(encoding="utf-8")
     ids = [*encode_prompt(tokenizer, prompt, card["format"]), *tokenizer(best, add_special_tokens=False).input_ids]
 
     def says() -> torch.Tensor:
-        return model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(-1)
 
     before = says()
     model = model.merge_and_unload().to(TYPES[dtype])
