@@ -29,13 +29,14 @@ from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
+from etpo_paper.training import live
 from etpo_paper.training.agents import Asks, Common
 from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
 from etpo_paper.training.policy import leave_policy
 from etpo_paper.training.run import Run, finish, is_finished, write_card
 from etpo_paper.training.run_files import HOST, RunFiles
-from pipeline import data, entry, live
+from pipeline import data, entry
 from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"

@@ -15,6 +15,7 @@ from etpo_paper.base.command_line import Parser, one_line_errors  # before all t
 # isort: split
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,9 @@ def _parser() -> Parser:
     fit.add_argument("--lora-targets", metavar="A,B", help="the linear products of your model to adapt; default: all")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="of first weights and sampling; default: 0")
     fit.add_argument("--out", type=Path, metavar="FOLDER", help="all that is written; default: runs/TABLE")
+    fit.add_argument(
+        "--tensorboard", action="store_true", help="curves for `tensorboard --logdir FOLDER`, as it trains"
+    )
     propose = add("propose", _propose, "has a trained policy write programs for its table, each scored")
     propose.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished `etpo fit`")
     propose.add_argument("--count", type=int, default=8, metavar="N", help="programs to write; default: 8")
@@ -63,6 +67,7 @@ def _parser() -> Parser:
     export.add_argument("--dtype", choices=types, default="float32", help="of its weights; default: float32, exact")
     runs = add("runs", _runs, "lists runs: how far they are, their best reward, and how to go on")
     runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="default: runs")
+    runs.add_argument("--watch", action="store_true", help="list them again every few seconds, until none is at work")
     score = add("score", _score, "scores one program on a table, in the sandbox")
     score.add_argument("program", type=Path, metavar="PROGRAM.py", help="build_model, its body, or a best_program.py")
     _table(score)
@@ -78,11 +83,14 @@ def _table(parser: Parser) -> None:
 
 
 def _fit(given: argparse.Namespace) -> None:
+    from etpo_paper.training import live
     from etpo_paper.use.fit import fit
     from etpo_paper.use.folder import Asked
 
     table, lora = str(given.table.resolve()), given.lora_targets
     asked = Asked(table, given.target, given.method, given.steps, given.model, given.seed, lora)
+    if given.tensorboard:
+        os.environ[live.SWITCH] = "1"
     fit(asked, given.out or Path("runs") / given.table.stem)
 
 
@@ -99,9 +107,9 @@ def _export(given: argparse.Namespace) -> None:
 
 
 def _runs(given: argparse.Namespace) -> None:
-    from etpo_paper.use.propose import runs
+    from etpo_paper.use.runs import runs, watch
 
-    runs(given.folder)
+    watch(given.folder) if given.watch else runs(given.folder)
 
 
 def _score(given: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.model.own import register
 from etpo_paper.report.names import counted
+from etpo_paper.training import live
 from etpo_paper.training.agents import Common
 from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
@@ -93,8 +94,10 @@ def make(
     whose = make_room(run, settings, model_card, data)
     note(run, settings, model_card, data)
     prompt = environments.prompts[0].prefix
-    with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}") as bar:
+    bar = tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}")
+    with bar, live.curves(run) as curves:
         for row in train(run, agent, agent.networks, method, environments, settings, whose):
+            curves(row)
             bar.update(row["steps"] - bar.n)
             bar.set_postfix(
                 reward=f"{row['mean_reward']:.3f}", best=f"{row['best_reward']:.3f}", runs=f"{row['share_runs']:.0%}"
