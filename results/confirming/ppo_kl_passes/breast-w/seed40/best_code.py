@@ -1,0 +1,8 @@
+import numpy as np
+
+
+def build_model(x_train: np.ndarray, y_train: np.ndarray):
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+    model = CalibratedClassifierCV(SVC(random_state=0)).fit(x_train, y_train)
+    return model
