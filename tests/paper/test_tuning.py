@@ -274,7 +274,7 @@ def test_scores_are_shown_task_by_task_where_there_are_several(made):
 
 @pytest.mark.parametrize("scale", ["laptop", "study"])
 def test_a_scale_that_reports_results_is_no_round_of_tuning(scale):
-    rounds = "tuning, retuning, starts, factors, batches, toy_tuning, improving"
+    rounds = "tuning, retuning, starts, factors, batches, toy_tuning, improving, confirming"
     message = f"scale {scale} compares methods and is no round of tuning; choose one of: {rounds}"
     with pytest.raises(UserError, match=f"^{message}$"):
         tuning.load(scale, rng())
