@@ -309,7 +309,7 @@ def test_a_mistake_in_the_settings_is_one_line_before_anything_runs(root, capsys
         (
             select.main,
             ["smok"],
-            "error: unknown scale 'smok'; did you mean 'smoke'? choose one of: batches, factors, .*",
+            "error: unknown scale 'smok'; did you mean 'smoke'? choose one of: batches, confirming, factors, .*",
         ),
         (matrix.main, ["--scale", "laptop"], "error: scales.laptop.runs.keep_finished is false, so `dvc .*"),
         (matrix.main, ["--scale", "study", "--workers", "0"], "error: --workers: got 0, expected at least 1"),
