@@ -11,6 +11,7 @@ import codeop
 import re
 import warnings
 
+_HEAD = re.compile(r"def build_model\b")
 _RETURN = re.compile(r"return\b")
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[^`\n]*")
 
@@ -21,13 +22,14 @@ def end_of_body(text: str) -> int | None:
     - A line that begins in column 0, with whatever but white space, below a first line that is indented.
     - A `return` as deep as the first line: its statement is the last one.
 
-    Neither counts inside of brackets or of a string that goes on over several lines, nor behind a backslash.
+    Neither counts inside of brackets or of a string that goes on over several lines, nor behind a backslash. Of a
+    module, whose first line begins in column 0, the body of `build_model` counts.
 
     Args:
         text: what was written so far, from the first line of the body on.
 
     Returns:
-        How many characters belong to the body; None while it may go on.
+        How many characters belong to the program; None while it may go on.
     """
     depth, returns, start = None, False, 0
     while start < len(text):
@@ -36,10 +38,13 @@ def end_of_body(text: str) -> int | None:
         if line.strip():
             if depth is None:
                 depth = line[: len(line) - len(line.lstrip())]
+            if not depth and _HEAD.match(line):
+                depth = None  # that of the next line
             elif depth and not line[0].isspace() and _complete(text[:start], depth):
                 return start
-            if line.startswith(depth) and _RETURN.match(line, len(depth)):
-                returns = returns or _complete(text[:start], depth)
+            if depth is not None and line.startswith(depth) and _RETURN.match(line, len(depth)):
+                # A statement in its place must be possible: there may be none yet below the head of a function.
+                returns = returns or _complete(f"{text[:start]}{depth}0\n", depth)
         if stop < 0:
             break
         start = stop + 1

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from benchmarks import rollout
 from etpo_paper.model import decoder
 from etpo_paper.model.decoder import LlamaDecoder, TransformersDecoder, draw, sample
+from etpo_paper.model.drafts import Drafts
 
 
 @pytest.fixture
@@ -319,3 +320,19 @@ def test_the_benchmark_runs(tmp_path, capsys):
     assert {(r["workload"], r["batch"]) for r in rows} == {(k, b) for k in ("equal", "mixed") for b in (2, 4)}
     assert len(file.read_text().splitlines()) == 1 + len(rows) == 15
     assert "useful_tokens_s" in capsys.readouterr().out
+
+
+def test_a_stop_rule_ends_an_action_as_end_tokens_do(decoders):
+    ends, right = range(0, 1536, 7), Drafts()
+
+    def sampled(end_token, stops, drafts=None):
+        generator = torch.Generator().manual_seed(0)
+        found = sample(decoders[0], [PROMPTS[0]] * 6, end_token, 30, generator, drafts=drafts, stops=stops)
+        return [(s.tokens, s.finished) for s in found], generator.get_state()
+
+    by_token, state = sampled(set(ends), None)
+    right.observe([tokens for tokens, _ in by_token] * 2)
+    for drafts in (None, right):
+        by_rule, same = sampled(-1, lambda tokens: tokens[-1] in ends, drafts)
+        assert by_rule == by_token and torch.equal(state, same)
+    assert any(finished and 1 < len(tokens) < 30 for tokens, finished in by_token)

@@ -280,6 +280,17 @@ def test_a_damaged_model_is_one_line(made, models, tmp_path, spoil, line):
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_model_need_not_have(made, models, tmp_path):
+    place = tmp_path / "bare"
+    shutil.copytree(made("gpt2"), place)
+    (place / "generation_config.json").unlink()
+    edited(place, "tokenizer_config.json", pad_token=None)
+    edited(place, "config.json", pad_token_id=None)
+    agent = agent_of(place)
+    assert agent.tokenizer.pad_token is None and loading.end_tokens(agent.card) == {END}
+    assert len(agent.act(PROMPTS, max_new_tokens=3, generator=torch.Generator())) == 2
+
+
 def test_what_decoding_does_not_agree_with_is_one_line(made, models, monkeypatch):
     agent, step = agent_of(made()), TransformersDecoder.step
     monkeypatch.setattr(TransformersDecoder, "step", lambda self, tokens: step(self, tokens).roll(1, -1))
