@@ -5,6 +5,7 @@ What docs/executor.md says under "In your own project" is tried here.
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from programs import INNOCENT, REQUIRED, needs_wall, quick_body
+from programs import INNOCENT, LIMITS, REQUIRED, body, needs_wall, quick_body
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.naive_bayes import GaussianNB
@@ -70,6 +71,26 @@ def test_an_event_loop_goes_on_while_it_waits(pool, table, honest):
 
     outcomes, turns = asyncio.run(several())
     assert [o.score for o in outcomes] == [honest] * 6 and turns > 1
+
+
+@needs_wall
+def test_a_cancelled_await_leaves_the_program_to_its_limits(pool, table, honest):
+    looping = body("while True: pass  # nobody waits")
+
+    async def impatient():
+        await asyncio.wait_for(asyncio.to_thread(pool.score, looping, *table, [0]), 0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(impatient())  # at its end it waits for its threads
+    outcome = pool.score(looping, *table, [0])  # known by now
+    assert outcome.status is Status.TIMEOUT and outcome.cpu_s >= LIMITS.cpu_s
+    assert pool.score(f"{INNOCENT}# after it", *table, [0]).score == honest
+
+
+@needs_wall
+def test_workers_read_no_packages_of_a_user(pool, table):
+    source = body("import sys; assert sys.flags.no_user_site and sys.flags.safe_path")
+    assert pool.score(source, *table, [0]).status is Status.OK
 
 
 @needs_wall
@@ -158,6 +179,19 @@ def test_bubblewrap_finds_the_worker_where_the_package_is_installed(tmp_path):
     if not REQUIRED and ("new namespace" in done.stderr or "uid map" in done.stderr):
         pytest.skip("no namespaces here")
     assert done.stdout.strip() == "['inside']", done.stderr
+
+
+@pytest.mark.nightly
+def test_a_container_without_namespaces_and_with_a_file_system_to_be_read():
+    """Tier B, as an ordinary user who may write to /tmp alone."""
+    wrap = ["bwrap", "--unshare-user", "--uid", "1000", "--gid", "1000", "--disable-userns", "--cap-drop", "ALL"]
+    wrap += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    if not shutil.which("bwrap") or subprocess.run([*wrap, "true"], capture_output=True).returncode:
+        pytest.skip("bubblewrap of version 0.8 or newer is missing, or finds no namespaces here")
+    source = script(CHECKOUT / "etpo_core" / "sandbox" / "inside") + "print(pool.tier)\n"
+    command = [*wrap, sys.executable, "-"]
+    done = subprocess.run(command, env=environment(), cwd="/", input=source, capture_output=True, text=True)
+    assert (done.stdout.split("\n"), done.stderr) == ([SAID, "B", ""], "")
 
 
 TESTS = """
