@@ -58,7 +58,7 @@ $(READY): pyproject.toml requirements.lock requirements.hashes
 # Writes requirements.hashes again after a change of requirements.lock; needs uv.
 hashes:
 	@grep -v '^torch==' requirements.lock | uv pip compile - --quiet --no-deps --generate-hashes --no-annotate \
-		--no-header --python-version 3.11.7 --output-file requirements.hashes
+		--no-header --python-version 3.11.0 --output-file requirements.hashes
 
 clean-venv:
 	rm -rf $(VENV)

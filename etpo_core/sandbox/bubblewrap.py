@@ -55,7 +55,7 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
     sites, packages = _packages(preload)
     for site in sites:
         words += ["--tmpfs", site]
-    for place in packages:
+    for place in (*packages, str(inside)):  # where this package is installed, the latter lies in a site too
         words += ["--ro-bind", place, place]
     for site in sites:
         labels = f"{site}/sklearn/datasets/data"
@@ -63,7 +63,7 @@ def command(preload: tuple[str, ...], inside: Path) -> list[str]:
             words += ["--tmpfs", labels]
             words += ["--ro-bind-try", f"{labels}/__init__.py", f"{labels}/__init__.py", "--remount-ro", labels]
         words += ["--remount-ro", site]
-    words += ["--ro-bind", str(inside), str(inside), "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     return [*words, "--remount-ro", "/", "--chdir", "/"]
 
 

@@ -1,11 +1,15 @@
-"""What a wheel brings: the commands find their settings, starts and tables in a folder that holds nothing."""
+"""What a wheel brings and asks for: files that the commands need, two packages, and no tool of the paper."""
 
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
+from email.parser import Parser
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from stages import CHECKOUT
 
 pytest.importorskip("setuptools", reason="setuptools is not installed: pip install setuptools")
@@ -23,7 +27,13 @@ print(paths.ROOT == Path.cwd(), len([prepare_task(name) for name in TASKS]))
 """
 
 
-def test_settings_starts_and_tables_are_found_without_the_repository(tmp_path):
+REQUIRED = {"torch", "transformers", "peft", "safetensors", "gguf", "huggingface-hub", "numpy", "scipy", "pandas"}
+REQUIRED |= {"scikit-learn", "threadpoolctl", "pydantic", "pyyaml", "tqdm", "filelock", "pyseccomp"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of what a wheel is built from, so that nothing is left in the checkout."""
     listed = ["git", "ls-files", "setup.py", "pyproject.toml", "README.md", "LICENSE", "params.yaml"]
     kept = subprocess.run(
         [*listed, "starts", "data/embedded", "etpo_core", "etpo_paper"], cwd=CHECKOUT, capture_output=True, text=True
@@ -32,8 +42,12 @@ def test_settings_starts_and_tables_are_found_without_the_repository(tmp_path):
         if (CHECKOUT / name).is_file():
             (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(CHECKOUT / name, tmp_path / "source" / name)
+    return tmp_path / "source"
+
+
+def test_settings_starts_and_tables_are_found_without_the_repository(source, tmp_path):
     build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path / "lib"]
-    done = subprocess.run(build, cwd=tmp_path / "source", capture_output=True, text=True)
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "params.yaml").write_text("of: something else\n")
@@ -44,3 +58,22 @@ def test_settings_starts_and_tables_are_found_without_the_repository(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "14"]
+
+
+@pytest.mark.nightly
+def test_the_wheel_holds_two_packages_and_asks_for_what_they_need(source, tmp_path):
+    shutil.copytree(CHECKOUT / "pipeline", source / "pipeline")  # as in a checkout: it must not get into the wheel
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*build, "--wheel-dir", tmp_path, "."], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("etpo-*.whl"))) as wheel:
+        tops = {name.partition("/")[0] for name in wheel.namelist()}
+        (info,) = (top for top in tops if top.endswith(".dist-info"))
+        assert tops - {info} == {"etpo_core", "etpo_paper"}
+        texts = Parser().parsestr(wheel.read(f"{info}/METADATA").decode()).get_all("Requires-Dist", [])
+        assert "etpo = etpo_paper.use.command:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    needs = [Requirement(text) for text in texts]
+    plain = [n for n in needs if n.marker is None or n.marker.evaluate({"extra": "", "sys_platform": "linux"})]
+    assert {canonicalize_name(need.name) for need in plain} == REQUIRED
+    paper = {need.name for need in needs if need.marker and need.marker.evaluate({"extra": "paper"})}
+    assert paper >= {"dvc", "jupyter", "openml", "matplotlib", "openai"}

@@ -1,9 +1,11 @@
 """One source of versions: what is locked serves all dependencies, and the hashes are those of the locked versions."""
 
+import importlib.metadata
 import re
 import tomllib
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from etpo_paper.base import paths
@@ -20,7 +22,8 @@ def pins(name):
 def test_every_dependency_is_locked_to_a_version_that_it_allows():
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     extras, locked = project["optional-dependencies"], pins("requirements.lock")
-    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["test"], *extras["docs"]]]
+    texts = [*project["dependencies"], *extras["paper"], *extras["test"], *extras["docs"]]
+    wanted = [Requirement(text) for text in texts]
     wrong = [
         str(need)
         for need in wanted
@@ -35,3 +38,13 @@ def test_the_hashes_are_of_the_locked_versions():
     assert pins("requirements.hashes") == locked, "write them again: make hashes"
     entries = re.split(r"^(?=\S)", (paths.ROOT / "requirements.hashes").read_text(), flags=re.MULTILINE)
     assert [entry for entry in entries if entry.strip() and "--hash=sha256:" not in entry] == []
+
+
+def test_what_is_locked_can_be_installed_for_every_version_of_python_that_the_project_allows():
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    oldest, locked = project["requires-python"].removeprefix(">="), pins("requirements.lock")
+    # Another version may be installed here than the one that is locked; it says nothing about that one.
+    installed = {canonicalize_name(d.name): d for d in importlib.metadata.distributions()}
+    here = [installed[n] for n, version in locked.items() if n in installed and installed[n].version == version]
+    newer = [d.name for d in here if oldest not in SpecifierSet(d.metadata.get("Requires-Python", ""))]
+    assert len(here) > 100 and newer == []
