@@ -78,8 +78,9 @@ class GRPO:
         old, reference, sums = [], [], {"policy_loss": 0.0, "kl": 0.0}
         charged: dict[int, float] = {}
         for batch in batches:
-            terms = networks.evaluate(batch)
-            old.append(self._decisions(terms.log_prob))
+            # One graph at a time fits in memory, and that of the last micro-batch serves the first pass as well.
+            terms = networks.evaluate(batch, grad=batch is batches[-1] and not self._learns_exact_kl)
+            old.append(self._decisions(terms.log_prob.detach()))
             reference.append(self._decisions(networks.log_prob(batch, "reference")))
             exact = self._decisions(terms.kl)
             penalty = exact if self.kl == "full" else kl_estimate(old[-1] - reference[-1], self.kl)
@@ -90,9 +91,11 @@ class GRPO:
         advantage = self._advantages(transitions, self._returns(transitions, costs))
         found = {id(t): a for t, a in zip(transitions, advantage, strict=True)}
         weights = [b.reward.new_tensor([found[id(t)] for t in b.transitions])[:, None] for b in batches]
-        for _ in range(self.epochs):
-            for batch, before, of_reference, weight in zip(batches, old, reference, weights, strict=True):
-                log_prob, exact = self._policy(batch)
+        rows = list(zip(batches, old, reference, weights, strict=True))
+        for epoch in range(self.epochs):
+            for batch, before, of_reference, weight in reversed(rows):
+                known = epoch == 0 and batch is batches[-1] and not self._learns_exact_kl
+                log_prob, exact = self._policy(batch, terms.log_prob if known else None)
                 loss = ppo_clipped_loss(log_prob, before, weight.expand_as(before), self.clip)
                 if self.kl_in == "loss":
                     estimate = exact if self.kl == "full" else kl_estimate(log_prob - of_reference, self.kl)
@@ -126,11 +129,21 @@ class GRPO:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _policy(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[B, D] log π of what was drawn, and the KL over the whole vocabulary if it is to be learnt from."""
-        if self.kl != "full" or self.kl_in == "reward":
-            log_prob = self._decisions(self.networks.log_prob(batch, "policy", grad=True))
-            return log_prob, torch.zeros_like(log_prob)
+    @property
+    def _learns_exact_kl(self) -> bool:
+        """Whether the loss has the KL over the whole vocabulary, with its gradient."""
+        return self.kl == "full" and self.kl_in == "loss"
+
+    def _policy(self, batch: Batch, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, D] log π of what was drawn, and the KL over the whole vocabulary if it is to be learnt from.
+
+        Args:
+            batch: the actions.
+            known: [B, T] log π of each token with its gradient, where it is there already.
+        """
+        if not self._learns_exact_kl:
+            log_prob = self.networks.log_prob(batch, "policy", grad=True) if known is None else known
+            return self._decisions(log_prob), torch.zeros_like(self._decisions(log_prob))
 
         def of(logits: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
             policy = logits["policy"]

@@ -81,7 +81,7 @@ def fit(asked: folder.Asked, place: Path) -> None:
             executor, training = common.executor(settings.sandbox), settings.training
             environments = episodes(own.task, executor, settings.environment, training.environments, method.reflect)
             make(run, settings, method, own.task, environments, common)
-        _finish(run, own, settings, common)
+        _finish(asked, run, own, settings, common)
 
 
 def make(
@@ -107,7 +107,7 @@ def make(
     finish(run, settings, data, model_card, device=device_name(device), decoder=agent.decoder_name, on_policy=gap)
 
 
-def _finish(run: folder.OwnRun, own: OwnTable, settings: Settings, common: Common) -> None:
+def _finish(asked: folder.Asked, run: folder.OwnRun, own: OwnTable, settings: Settings, common: Common) -> None:
     """Writes the best program with its preprocessing, and prints it with its scores."""
     source = (run.folder / "best_code.py").read_text(encoding="utf-8")
     best, steps = run.place / folder.BEST, settings.training.env_steps
@@ -122,7 +122,7 @@ def _finish(run: folder.OwnRun, own: OwnTable, settings: Settings, common: Commo
         print(f"{len(seeds.reward)} splits that gave a reward: {outcome_text(score(seeds.reward)[0])}")
         print(f"{len(seeds.held_out)} held-out splits: {outcome_text(score(seeds.held_out)[0])}")
         print(f"The program with its preprocessing: {best}")
-    print(f"The trained policy, a PEFT adapter of {settings.model}: {run.policy}")
+    print(f"The trained policy, a PEFT adapter of {asked.model}: {run.policy}")
 
 
 def precision(common: Common, settings: Settings) -> str:

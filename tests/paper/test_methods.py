@@ -532,7 +532,7 @@ def test_a_memory_survives_a_checkpoint(make_agent, settings, name):
 
 # How often an update runs a network over its batch, by `docs/methods.md`: without a gradient, and with one.
 RUNS = {"ppo_kl": (3, 2), "poad": (4, 4), "etpo": (3, 1), "etpo_on_logits": (7, 2), "tbrm": (1, 1), "shiq": (1, 1)}
-RUNS |= {"oreo": (1, 2), "grpo": (3, 2), "rloo": (3, 1)}
+RUNS |= {"oreo": (1, 2), "grpo": (2, 2), "rloo": (2, 1)}
 
 
 @pytest.mark.parametrize("name", RUNS)
