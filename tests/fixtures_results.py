@@ -250,7 +250,7 @@ def make_regret(root: Path, scale: str = "smoke") -> None:
 
 
 def make_own_environment(root: Path, scale: str = "smoke") -> None:
-    """Runs of two methods with two seeds and five batches: from 0.1 or 0.3 up by 0.1 a batch, or by 0.05 with PPO-KL."""
+    """Two seeds with five batches each: from 0.1 and 0.3 up by 0.1 a batch with ETPO, by 0.05 with PPO-KL."""
     path = root / "evaluations" / scale / "own_environment.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = (("etpo", 0.1), ("ppo_kl", 0.05)), (0, 1), range(5)

@@ -1,7 +1,7 @@
 """Training in an environment that is not the paper's: the figure and the table of the notebook `own_environment`.
 
-The stage of that name trains a toy model to write SQL, five times with each of two methods. The first batch of a run was
-written by the model before any training, so that the first batches of all runs say what the untrained model earns.
+The stage of that name trains a toy model to write SQL, five times with each of two methods. The first batch of a run
+was written by the model before any training, so that the first batches of all runs say what the untrained model earns.
 Intervals are t-intervals over seeds.
 """
 
