@@ -25,8 +25,9 @@ import torch
 from etpo_core.errors import UserError
 from etpo_paper.base import paths, provenance
 from etpo_paper.base.lock import HELD, HeldError, sole_maker
+from etpo_paper.training import live
 from etpo_paper.training.run import Run
-from pipeline import group, live
+from pipeline import group
 
 Files = Mapping[str, np.ndarray]  # the bytes of each; Ray copies arrays half as often as bytes
 RETRIES = 10  # how many lost machines a group survives

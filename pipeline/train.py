@@ -29,12 +29,14 @@ from etpo_paper.data.tasks import Task, check_task
 from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
+from etpo_paper.training import live
 from etpo_paper.training.agents import Asks, Common
 from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
+from etpo_paper.training.policy import leave_policy
 from etpo_paper.training.run import Run, finish, is_finished, write_card
 from etpo_paper.training.run_files import HOST, RunFiles
-from pipeline import data, entry, live
+from pipeline import data, entry
 from pipeline.resolve import resolve
 
 NO_KEY = "OPENAI_API_KEY is not set"
@@ -152,6 +154,7 @@ def _make(
     with bar, live.curves(run, first) as curves:
         networks = agent.networks if method.trains else None
         environments = episodes(task, executor, settings.environment, settings.training.environments, method.reflect)
+        prompt = environments.prompts[0].prefix
         for row in train(run, agent, networks, method, environments, settings, whose, first):
             curves(row)
             common.shows(run, row, row["steps"] - bar.n)
@@ -177,7 +180,7 @@ def _make(
         if agent.counts["empty"]:
             print(f"{run.folder}: some answers were empty ({agent.empty_answers()})")
     if method.trains:
-        agent.save_policy(run.policy)
+        leave_policy(run, settings, task, model_card, agent, prompt)
     trunk = None if chat is not None else agent.networks.trunk
     rows = None if trunk is None else trunk.rows
     host = {
@@ -192,6 +195,8 @@ def _make(
     write_json(run.folder / HOST, host)
     decoder = getattr(agent, "decoder_name", None)
     finish(run, settings, task, model_card, device=device_name(device), decoder=decoder, **more)
+    if method.trains and ask is None:
+        print(f"{run.policy}: the trained policy, an adapter of peft, with a card that says how to load it")
 
 
 def finished(run: Run, settings: Settings) -> bool:

@@ -36,9 +36,7 @@ class Programs:
         forbid_grid_search: treat code that contains `GridSearchCV(` as failed, as the released code does.
     """
 
-    def __init__(
-        self, task: Task, executor: SandboxPool, split_seeds: Sequence[int], forbid_grid_search: bool = False
-    ):
+    def __init__(self, task: Task, executor: SandboxPool, split_seeds: Sequence[int], forbid_grid_search: bool = False):
         self.task, self._executor, self._split_seeds = task, executor, tuple(split_seeds)
         self._forbid_grid_search = forbid_grid_search
         self._verdicts: dict[str, Verdict] = {}

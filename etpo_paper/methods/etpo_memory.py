@@ -21,6 +21,7 @@ from torch import Tensor
 from etpo_core.interfaces import Batch, Networks, Reducer, Transition, UpdateResult
 from etpo_core.update.etpo import ETPO
 from etpo_paper.methods.memory import Memory
+from etpo_paper.methods.returns import values_and_returns
 
 
 class RememberingETPO(ETPO):
@@ -74,13 +75,8 @@ class RememberingETPO(ETPO):
     @torch.no_grad()
     def _mean_error(self, batches: Sequence[Batch], known: dict[tuple[int, ...], float]) -> float:
         """How much more the batch's tokens earned, by whole returns, than V says: the mean over all tokens."""
-        found = [(self._expected_q(batch), self.networks.evaluate(batch).kl) for batch in batches]
-        for batch, (values, kl) in zip(batches, found, strict=True):
-            states = self._state_values(batch, values, kl).tolist()
-            known.update((t.prompt, v) for t, v in zip(batch.transitions, states, strict=True))
         error, tokens = 0.0, 0
-        for batch, (values, kl) in zip(batches, found, strict=True):
-            returns = self._targets(batch, values, kl, self._next_soft_value(batch, known), lam=1.0)
+        for batch, (values, returns) in zip(batches, values_and_returns(self, batches, known), strict=True):
             error += float(batch.flat(returns - values).sum())
             tokens += int(batch.lengths.sum())
         sums = self.reducer.total({"error": error, "tokens": float(tokens)})

@@ -35,6 +35,7 @@ from etpo_core.interfaces import Batch, Networks, Reducer, Transition, UpdateRes
 from etpo_core.update.etpo import ETPO
 from etpo_core.value import LeastSquaresValue
 from etpo_paper.methods.memory import Memory
+from etpo_paper.methods.returns import values_and_returns
 
 FIRST = 10  # updates for which `first_kl` and `first_beta` hold
 
@@ -147,13 +148,8 @@ class TriedETPO(ETPO):
     @torch.no_grad()
     def _fit_without_each(self, batches: Sequence[Batch], known: dict[tuple[int, ...], float]) -> None:
         """V of each action's prefixes, fitted to all batches so far and to the other actions of this one."""
-        found = [(self._expected_q(batch), self.networks.evaluate(batch).kl) for batch in batches]
-        for batch, (values, kl) in zip(batches, found, strict=True):
-            states = self._state_values(batch, values, kl).tolist()
-            known.update((t.prompt, v) for t, v in zip(batch.transitions, states, strict=True))
         rows: dict[int, tuple[Tensor, Tensor]] = {}
-        for batch, (values, kl) in zip(batches, found, strict=True):
-            returns = self._targets(batch, values, kl, self._next_soft_value(batch, known), 1.0)
+        for batch, (_, returns) in zip(batches, values_and_returns(self, batches, known), strict=True):
             lengths = batch.lengths.tolist()
             features = batch.flat(self.networks.features(batch)).split(lengths)
             for t, x, y in zip(batch.transitions, features, batch.flat(returns).split(lengths), strict=True):

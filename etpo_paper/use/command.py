@@ -3,6 +3,7 @@
     etpo fit churn.csv --target churn           # trains, ends with the best program and its scores
     etpo score program.py churn.csv --target churn
     etpo propose runs/churn                     # the trained policy writes programs for its table
+    etpo export runs/churn --out churn-model    # that policy as a plain model of transformers
     etpo runs                                   # the runs in runs/, and how to go on with those that were stopped
     etpo doctor                                 # can this machine confine programs?
 
@@ -14,6 +15,7 @@ from etpo_paper.base.command_line import Parser, one_line_errors  # before all t
 # isort: split
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +54,20 @@ def _parser() -> Parser:
     fit.add_argument("--lora-targets", metavar="A,B", help="the linear products of your model to adapt; default: all")
     fit.add_argument("--seed", type=int, default=0, metavar="N", help="of first weights and sampling; default: 0")
     fit.add_argument("--out", type=Path, metavar="FOLDER", help="all that is written; default: runs/TABLE")
+    fit.add_argument(
+        "--tensorboard", action="store_true", help="curves for `tensorboard --logdir FOLDER`, as it trains"
+    )
     propose = add("propose", _propose, "has a trained policy write programs for its table, each scored")
     propose.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished `etpo fit`")
     propose.add_argument("--count", type=int, default=8, metavar="N", help="programs to write; default: 8")
+    export = add("export", _export, "merges a trained policy into its base, and says what rounding costs")
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="of a finished `etpo fit`")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder for the model")
+    types = ("float32", "bfloat16", "float16")
+    export.add_argument("--dtype", choices=types, default="float32", help="of its weights; default: float32, exact")
     runs = add("runs", _runs, "lists runs: how far they are, their best reward, and how to go on")
     runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="default: runs")
+    runs.add_argument("--watch", action="store_true", help="list them again every few seconds, until none is at work")
     score = add("score", _score, "scores one program on a table, in the sandbox")
     score.add_argument("program", type=Path, metavar="PROGRAM.py", help="build_model, its body, or a best_program.py")
     _table(score)
@@ -72,11 +83,14 @@ def _table(parser: Parser) -> None:
 
 
 def _fit(given: argparse.Namespace) -> None:
+    from etpo_paper.training import live
     from etpo_paper.use.fit import fit
     from etpo_paper.use.folder import Asked
 
     table, lora = str(given.table.resolve()), given.lora_targets
     asked = Asked(table, given.target, given.method, given.steps, given.model, given.seed, lora)
+    if given.tensorboard:
+        os.environ[live.SWITCH] = "1"
     fit(asked, given.out or Path("runs") / given.table.stem)
 
 
@@ -86,10 +100,16 @@ def _propose(given: argparse.Namespace) -> None:
     propose(given.folder, given.count)
 
 
-def _runs(given: argparse.Namespace) -> None:
-    from etpo_paper.use.propose import runs
+def _export(given: argparse.Namespace) -> None:
+    from etpo_paper.use.export import export
 
-    runs(given.folder)
+    export(given.folder, given.out, given.dtype)
+
+
+def _runs(given: argparse.Namespace) -> None:
+    from etpo_paper.use.runs import runs, watch
+
+    watch(given.folder) if given.watch else runs(given.folder)
 
 
 def _score(given: argparse.Namespace) -> None:

@@ -18,9 +18,11 @@ from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.model.own import register
 from etpo_paper.report.names import counted
+from etpo_paper.training import live
 from etpo_paper.training.agents import Common
 from etpo_paper.training.begin import make_room, note
 from etpo_paper.training.loop import train
+from etpo_paper.training.policy import leave_policy
 from etpo_paper.training.run import Data, finish, is_finished
 from etpo_paper.use import folder
 from etpo_paper.use.program import one_file
@@ -91,13 +93,16 @@ def make(
     agent = common.agent(run, settings, device, True, precision(common, settings), None)
     whose = make_room(run, settings, model_card, data)
     note(run, settings, model_card, data)
-    with tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}") as bar:
+    prompt = environments.prompts[0].prefix
+    bar = tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}")
+    with bar, live.curves(run) as curves:
         for row in train(run, agent, agent.networks, method, environments, settings, whose):
+            curves(row)
             bar.update(row["steps"] - bar.n)
             bar.set_postfix(
                 reward=f"{row['mean_reward']:.3f}", best=f"{row['best_reward']:.3f}", runs=f"{row['share_runs']:.0%}"
             )
-    agent.save_policy(run.policy)
+    leave_policy(run, settings, data, model_card, agent, prompt)
     gap = agent.networks.gap.card()
     finish(run, settings, data, model_card, device=device_name(device), decoder=agent.decoder_name, on_policy=gap)
 

@@ -139,10 +139,18 @@ def read_table(place: Path) -> OwnTable:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is: "finished", "begun" or "held" by a process that is at it; its steps and best reward."""
+    """How far a run is.
+
+    Attributes:
+        state: "finished", "begun", or "held" by a process that is at it.
+        steps: how many it has made.
+        last_fifth: the mean reward over the last fifth of them; None if there are none.
+        best: the best reward of a program that ran; None if none did.
+    """
 
     state: str
     steps: int
+    last_fifth: float | None
     best: float | None
 
 
@@ -159,4 +167,5 @@ def state_of(run: OwnRun) -> State:
     lock = lock_of(run.folder)
     if lock.is_file() and time.time() - lock.stat().st_mtime < LEASE:
         state = "held"
-    return State(state, len(rows), max(ran, default=None))
+    last = [float(row["reward"]) for row in rows[-max(1, len(rows) // 5) :]]
+    return State(state, len(rows), sum(last) / len(last) if last else None, max(ran, default=None))

@@ -1,4 +1,4 @@
-"""Programs that a trained policy writes for its table, each scored; and the runs of a folder."""
+"""Programs that a trained policy writes for its table, each scored."""
 
 from pathlib import Path
 
@@ -77,30 +77,3 @@ def _load(agent: Agent, policy: Path) -> None:
         raise UserError(f"{file} is missing; rename the folder of the run and run `etpo fit` again")
     set_peft_model_state_dict(agent.networks.model, load_file(file), adapter_name="policy")
     agent.refresh()
-
-
-def runs(place: Path) -> None:
-    """Prints the runs in a folder, and for each that is not finished the command that goes on with it.
-
-    Raises:
-        UserError: there is none.
-    """
-    inside = sorted(path for path in place.iterdir() if (path / "fit.json").is_file()) if place.is_dir() else []
-    places = [place] if (place / "fit.json").is_file() else inside
-    if not places:
-        raise UserError(f"{place}: no runs there; `etpo fit TABLE.csv --target NAME --out {place}/NAME` makes one")
-    rows = [("folder", "state", "method", "model", "seed", "steps", "best reward")]
-    go_on = []
-    for one in places:
-        asked, _ = folder.read(one)
-        state = folder.state_of(asked.run(one))
-        best = "-" if state.best is None else f"{state.best:.4f}"
-        steps = f"{state.steps} of {asked.steps}"
-        rows.append((str(one), state.state, asked.method, asked.model, str(asked.seed), steps, best))
-        if state.state == "begun":
-            go_on.append(asked.command(one))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    for command in go_on:
-        print(f"to go on: {command}")

@@ -40,9 +40,7 @@ def test_a_query_that_runs_earns_how_well_its_rows_agree(towns, action, reward):
 def test_a_failure_costs_one_and_is_shown_until_the_last_try(towns):
     following, reward, terminated, truncated, told = towns.step(" name\nFROM people")
     assert (reward, terminated, truncated, told["error_class"]) == (-1.0, False, False, "OperationalError")
-    assert following.endswith(
-        "people?\n-- SELECT name\n--FROM people\n-- fails: no such table: people\nSELECT"
-    )
+    assert following.endswith("people?\n-- SELECT name\n--FROM people\n-- fails: no such table: people\nSELECT")
     state = towns.get_state()
     assert [towns.step(" x")[2] for _ in range(2)] == [False, True]
     towns.set_state(state)

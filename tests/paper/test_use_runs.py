@@ -15,7 +15,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base.lock import HELD, sole_maker
 from etpo_paper.environment import executor as opened
 from etpo_paper.environment.prompts import program
-from etpo_paper.use import command, fit, folder, propose, score
+from etpo_paper.use import command, fit, folder, propose, runs, score
 from etpo_paper.use.table import read_table
 
 TRAIN = ("--target", "left", "--model", "tiny", "--steps", "12")
@@ -192,3 +192,23 @@ def test_the_table_comes_back_from_the_folder(etpo, tmp_path):
     (tmp_path / "f" / "table.npz").write_bytes(b"")
     with pytest.raises(UserError, match="missing or damaged"):
         folder.read_table(tmp_path / "f")
+
+
+def test_runs_are_watched_until_no_process_is_at_one(etpo, whole, here, monkeypatch):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        folder.lock_of(here / "watched" / "one" / "run").unlink()
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    shutil.copytree(here / "whole", here / "watched" / "one")
+    lock = folder.lock_of(here / "watched" / "one" / "run")
+    lock.parent.mkdir(exist_ok=True)
+    lock.touch()
+    done = etpo("runs", "watched", "--watch")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert looks == [runs.EVERY] and [line[1] for line in lines if line[:1] == ["watched/one"]] == ["held", "finished"]
+    assert lines[0][5:] == ["steps", "last", "fifth", "best", "reward"]
+    rewards = pd.read_csv(here / "whole" / "run" / "steps.csv")["reward"]
+    assert f"{rewards.iloc[-2:].mean():.4f}" in lines[1]

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from etpo_paper.training import live
 from etpo_paper.training.run import Run
-from pipeline import cluster, live
+from pipeline import cluster
 
 _make = cluster.make
 

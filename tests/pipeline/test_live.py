@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from etpo_core.errors import UserError
+from etpo_paper.training import live
 from etpo_paper.training.run import Run
-from pipeline import live
 
 
 @pytest.fixture
@@ -50,5 +50,7 @@ def test_nothing_is_written_without_the_switch(run, tmp_path, monkeypatch):
 
 def test_a_missing_tensorboard_is_told_before_anything_is_computed(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="ETPO_TENSORBOARD is set but TensorBoard is not installed; run: pip install"):
+    with pytest.raises(
+        UserError, match="the curves that were asked for need TensorBoard, which is not installed; run: pip install"
+    ):
         add(run)

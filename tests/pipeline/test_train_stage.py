@@ -130,10 +130,13 @@ def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, 
     assert done.returncode == 0, done.stderr
     aside = folder(root).with_name("seed0.before-1")
     beta, memory = old["methods"]["etpo"]["beta"], old["sandbox"]["memory_mb"]
+    says = "the trained policy, an adapter of peft, with a card that says how to load it"
+    policy = f"{folder(root)}/checkpoint/policy: {says}"
     assert done.stdout.splitlines() == [
         f"{folder(root)}: begins anew, because its 8 steps were made with methods.etpo.beta {beta} instead of 0.3, "
         f"sandbox.memory_mb {memory} instead of {memory + 1}; they are kept in {aside}; with what was "
-        "before and that folder renamed back, the run goes on"
+        "before and that folder renamed back, the run goes on",
+        policy,
     ]
     assert (aside / "steps.csv").read_bytes() == rows
     assert [path.name for path in (folder(root) / "checkpoint").iterdir()] == ["policy"]
@@ -141,13 +144,13 @@ def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, 
     change(root, lambda params: params["methods"]["etpo"].update(beta=0.4))
     done = train()
     assert " because its 12 steps were made with methods.etpo.beta 0.3 instead of 0.4; they are kept" in done.stdout
-    assert done.stdout.rstrip().endswith("seed0.before-2")
+    assert done.stdout.splitlines()[0].endswith("seed0.before-2")
     assert set(results.load_steps("smoke")["seed"]) == {0} and len(results.load_steps("smoke")) == 12
     # With the former settings and the former folder, the run goes on.
     (root / "params.yaml").write_text(before)
     shutil.rmtree(folder(root))
     aside.rename(folder(root))
-    assert train().stdout == "" and (folder(root) / "steps.csv").read_bytes().startswith(rows)
+    assert train().stdout.splitlines() == [policy] and (folder(root) / "steps.csv").read_bytes().startswith(rows)
     assert card(root)["status"] == "finished"
 
 

@@ -1,10 +1,13 @@
 """The learning curves of a run while it goes on, for TensorBoard.
 
-    ETPO_TENSORBOARD=1 make repro              # or any other command that trains
+    ETPO_TENSORBOARD=1 make repro              # or any other command of the pipeline that trains
     tensorboard --logdir build/tensorboard     # beside it: all runs that were trained in this way
 
-It needs the extra `live`: `pip install '.[live]'`. What is shown are the columns of `updates.csv` and the clock, over
-the environment steps. Nothing of a run depends on it.
+    etpo fit churn.csv --target churn --tensorboard
+    tensorboard --logdir runs
+
+It needs TensorBoard: `pip install tensorboard`. What is shown are the columns of `updates.csv` and the clock, over the
+environment steps. Nothing of a run depends on it.
 
 Whoever else wants to hear of each update of the runs that this process makes adds a function to `listeners`.
 """
@@ -50,8 +53,13 @@ def _drawn(run: Run, shown: bool) -> Iterator[Callable[[Mapping[str, Any]], None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError(f"{SWITCH} is set but TensorBoard is not installed; run: pip install '.[live]'") from None
-    place = paths.ROOT / "build" / "tensorboard" / run.folder.relative_to(paths.RESULTS)
+        message = (
+            "the curves that were asked for need TensorBoard, which is not installed; run: pip install tensorboard"
+        )
+        raise UserError(message) from None
+    place = run.folder / "tensorboard"
+    if run.folder.is_relative_to(paths.RESULTS):  # where nothing but results belongs
+        place = paths.ROOT / "build" / "tensorboard" / run.folder.relative_to(paths.RESULTS)
     if not run.state.exists():
         shutil.rmtree(place, ignore_errors=True)
     writers: list[SummaryWriter] = []

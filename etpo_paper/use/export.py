@@ -1,0 +1,61 @@
+"""Merges a trained policy into its base: a plain model of transformers, which no longer needs an adapter.
+
+In float32 the merged model says what the adapter on its base says, up to rounding. A coarser type rounds the sum of a
+weight and what training added to it, which may be smaller than a step of that type; how much this changes is measured
+and printed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etpo_core.errors import UserError
+from etpo_paper.environment.prompts import task_prompt
+from etpo_paper.model.loading import encode_prompt, load_model
+from etpo_paper.use import folder
+from etpo_paper.use.fit import settings_for
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@torch.inference_mode()
+def export(place: Path, out: Path, dtype: str) -> None:
+    """Writes the merged model of a finished run and prints what merging cost.
+
+    Args:
+        place: the folder of an `etpo fit`.
+        out: a new folder.
+        dtype: the type of the weights, one of `TYPES`.
+
+    Raises:
+        UserError: there is no finished run, or `out` exists.
+    """
+    from peft import PeftModel
+
+    asked, _ = folder.read(place)
+    run, settings, own = asked.run(place), settings_for(asked), folder.read_table(place)
+    if not run.card.is_file():
+        raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
+    if out.exists():
+        raise UserError(f"--out {out} exists; expected a new folder")
+    base, tokenizer, card = load_model(settings.model, torch.float32)
+    model: Any = PeftModel.from_pretrained(base, run.policy)
+    prompt = task_prompt(own.task.spec.description, own.task.features, own.task.rows // 2)
+    best = (run.folder / "best_code.py").read_text(encoding="utf-8")
+    ids = [*encode_prompt(tokenizer, prompt, card["format"]), *tokenizer(best, add_special_tokens=False).input_ids]
+
+    def says() -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+        return logits.float().log_softmax(-1)
+
+    before = says()
+    model = model.merge_and_unload().to(TYPES[dtype])
+    off = (before.exp() * (before - says())).sum(-1)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    print(f"{out}: {asked.model} with the policy of {place} merged into it, in {dtype}")
+    print(
+        f"KL divergence from the adapter's next token, over the {len(ids)} tokens of the first prompt and the best "
+        f"program: mean {off.mean():.2g}, largest {off.max():.2g} nats"
+    )
