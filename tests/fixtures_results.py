@@ -247,3 +247,16 @@ def make_regret(root: Path, scale: str = "smoke") -> None:
             for place, estimator in enumerate(ESTIMATORS):
                 quality = (0.1 * place, 0.0, 0.2, 0.3, 0.9, length * (world + place), 2.0)
                 writer.writerow((kind, length, policy, world, estimator, *quality))
+
+
+def make_own_environment(root: Path, scale: str = "smoke") -> None:
+    """Two seeds with five batches each: from 0.1 and 0.3 up by 0.1 a batch with ETPO, by 0.05 with PPO-KL."""
+    path = root / "evaluations" / scale / "own_environment.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = (("etpo", 0.1), ("ppo_kl", 0.05)), (0, 1), range(5)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(results.OWN_ENVIRONMENT_COLUMNS)
+        for (method, rise), seed, update in itertools.product(*keys):
+            reward = 0.1 + 0.2 * seed + rise * update
+            writer.writerow((method, seed, update, 16 * (update + 1), f"{reward:.6g}", 0.75))

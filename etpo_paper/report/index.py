@@ -30,6 +30,7 @@ OURS = {
     "frontier": "study",
     "tuning": "tuning",
     "advantages": "tuning",
+    "own_environment": "laptop",
 }
 SCALES = PAPER | OURS
 PARTS = ("Question", "Answer", "In the paper")

@@ -46,6 +46,7 @@ BENCHMARK_COLUMNS = ["kind", "variant", "purpose", "world", "seed", "learning_ra
 ESTIMATE_COLUMNS = [
     "kind", "length", "policy", "world", "estimator", "bias", "tilt", "deviation", "off", "cosine", "actions", "drawn",
 ]  # fmt: skip
+OWN_ENVIRONMENT_COLUMNS = ["method", "seed", "update", "steps", "mean_reward", "share_runs"]
 # With dealt labels, honest programs lie around 0.5. A program is held to carry labels if it lies above 0.5 by more than
 # both of these: a margin in ROC AUC, and so many standard errors of its own mean over the splits, because on a table of
 # a few dozen rows an honest program may be far above or below on each. docs/executor.md says how they were chosen.
@@ -216,6 +217,11 @@ def load_benchmark(scale: str) -> pd.DataFrame:
 def load_estimates(scale: str) -> pd.DataFrame:
     """What estimators of an advantage are worth (`ESTIMATE_COLUMNS`); no rows if the stage was not run."""
     return _load_evaluation(paths.EVALUATIONS / scale / "estimates.csv", ESTIMATE_COLUMNS)
+
+
+def load_own_environment(scale: str) -> pd.DataFrame:
+    """Runs in an environment of one's own (`OWN_ENVIRONMENT_COLUMNS`), a row a batch; no rows if they were not made."""
+    return _load_evaluation(paths.EVALUATIONS / scale / "own_environment.csv", OWN_ENVIRONMENT_COLUMNS)
 
 
 def load_gradients(scale: str) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from etpo_paper.report import (
     main_table,
     metrics,
     notebook,
+    own_environment,
     perplexity,
     plotting,
     results,
@@ -627,6 +628,51 @@ def test_regrets_that_lack_are_one_line(other):
         UserError, match="no regrets of scale smoke; make them: python -m pipeline.worlds --scale smoke"
     ):
         learning.load("smoke")
+
+
+# An environment of one's own --------------------------------------------------------------------------------------
+
+
+def test_runs_in_another_environment_beside_the_untrained_model(other):
+    fixtures.make_own_environment(other)
+    data = own_environment.load("smoke")
+    assert data.steps.tolist() == [16, 32, 48, 64, 80] and data.late.tolist() == [False] * 4 + [True]
+    assert data.first.tolist() == [0.1, 0.3]
+    # Two seeds 0.2 apart: t of 0.975 with one degree of freedom is 12.7062, and the standard error 0.1.
+    first = own_environment.over_runs(data.first)
+    assert [float(end) for end in first] == pytest.approx([0.2, 0.2 - 1.27062, 0.2 + 1.27062], abs=1e-5)
+    table = own_environment.table(data)
+    rows = table.numbers.set_index("method")
+    assert rows.loc["etpo", ["first", "last", "gain", "ran"]].tolist() == pytest.approx([0.2, 0.6, 0.4, 0.75])
+    assert rows.loc["ppo_kl", ["last", "gain", "gain_low", "gain_high"]].tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2])
+    assert rows.loc["etpo", "above"] == pytest.approx(0.2) and np.isnan(rows.loc["ppo_kl", "above"])
+    assert table.cells().set_index("Method").loc["PPO-KL", "Above PPO-KL"] == "–"
+    said = own_environment.answer(data)
+    assert "0.600 with ETPO (gain 0.400 [0.400, 0.400])" in said and "with the same seed: 0.200 [0.200, 0.200]." in said
+    (axes,) = own_environment.figure(data).axes
+    assert lines(axes) == ["untrained model", "PPO-KL", "ETPO"]
+    assert axes.get_lines()[0].get_ydata() == pytest.approx([0.2, 0.2])
+    assert axes.get_lines()[2].get_ydata() == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
+
+
+def test_one_method_with_one_seed_in_another_environment_has_no_interval_and_no_difference(other):
+    fixtures.make_own_environment(other)
+    path = other / "evaluations/smoke/own_environment.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+    data = own_environment.load("smoke")
+    assert own_environment.compared(data) is None and "above" not in own_environment.table(data).numbers
+    assert own_environment.answer(data).startswith("**Answer.** The untrained model earns 0.100 a query.")
+    assert len(own_environment.figure(data).axes) == 1
+
+
+def test_runs_in_another_environment_that_lack_are_one_line(other):
+    with pytest.raises(UserError, match="make them: python -m pipeline.own_environment --scale smoke"):
+        own_environment.load("smoke")
+
+
+def test_source_code_is_shown_without_the_indentation_of_its_class():
+    shown = own_environment.source(tables.Table.cells, own_environment.over_runs)
+    assert shown.startswith("```python\ndef cells(self)") and "\n\ndef over_runs(" in shown and shown.endswith("```")
 
 
 # Consistency and algorithm ---------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ WRITES = {
     "credit": {"tokens_failed": "f", "tokens_ran": "f", "concentration": "t"},
     "ablations": {"ablations": "ft"},
     "frontier": {"reward_by_kl": "ft"},
+    "own_environment": {"mean_reward": "ft"},
 }
 ENDINGS = {"f": ("png", "pdf"), "t": ("csv", "md", "tex")}
 
@@ -53,6 +54,7 @@ def root(tmp_path_factory):
     fixtures.make_evaluation(root)
     fixtures.make_tables(root)
     fixtures.make_regret(root)
+    fixtures.make_own_environment(root)
     with pytest.MonkeyPatch.context() as patch, InThisProcess():
         move(patch, root)
         for name in WRITES:

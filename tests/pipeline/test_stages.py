@@ -47,7 +47,7 @@ def test_what_a_stage_needs_comes_with_the_project_or_is_made_by_another():
 
 def test_every_notebook_is_run_by_a_stage():
     drawn = {"tuning", "advantages"}
-    for stage in ("figures", "world_figures", "table_figures"):
+    for stage in ("figures", "world_figures", "table_figures", "environment_figures"):
         drawn |= {*STAGES[stage]["matrix"]["notebook"]}
     assert drawn == {path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")} - {"00_index"}  # which draws nothing
 
