@@ -5,8 +5,9 @@
 The environment is `etpo_paper.environment.sql.Sql` with one question about a table of invented towns. The model is the
 architecture of `tiny`. It is first taught by likelihood what a query looks like, with random queries that know nothing
 of the question. Then `etpo_paper.use.learn` trains it five times with each method, for four times as many steps as runs
-of the scale have, because a query takes milliseconds, with the settings of params.yaml; nothing was tuned on these runs. They lie in build/own_environment/, and a
-stage that was stopped goes on where it was. Writes evaluations/{scale}/own_environment.csv, a row for each batch.
+of the scale have, because a query takes milliseconds. The settings are those of params.yaml; nothing was tuned on these
+runs. They lie in build/own_environment/, and a stage that was stopped goes on where it was. Writes
+evaluations/{scale}/own_environment.csv, a row for each batch.
 """
 
 import csv

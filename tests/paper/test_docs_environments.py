@@ -3,10 +3,10 @@
 import random
 
 import pytest
+from stages import CHECKOUT
 from test_use_runs import etpo, here  # noqa: F401  fixtures
 
 from etpo_paper.environment.episodes import Episodes
-from stages import CHECKOUT
 
 PAGE = CHECKOUT / "docs" / "environments.md"
 
