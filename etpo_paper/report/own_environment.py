@@ -104,19 +104,23 @@ def load(scale: str) -> Runs:
     )
 
 
+def _words(interval: Interval) -> str:
+    return interval_text(*map(float, interval))
+
+
 def answer(data: Runs) -> str:
     """What each method earns over the last fifth of training, beside the untrained model, and how the two differ."""
     parts = [
-        f"{last.mean() + 0.0:.3f} with {label(method)} (gain {interval_text(*over_runs(data.gain(method)))})"
+        f"{last.mean() + 0.0:.3f} with {label(method)} (gain {_words(over_runs(data.gain(method)))})"
         for method, last in data.last.items()
     ]
     text = (
-        f"The untrained model earns {interval_text(*over_runs(data.first))} a query. Over the last fifth of "
+        f"The untrained model earns {_words(over_runs(data.first))} a query. Over the last fifth of "
         f"{data.steps[-1]} steps it is {' and '.join(parts)}; a right query earns 1."
     )
     if difference := compared(data):
         first, second = map(label, COMPARED)
-        text += f" {first} minus {second}, in pairs with the same seed: {interval_text(*difference)}."
+        text += f" {first} minus {second}, in pairs with the same seed: {_words(difference)}."
     return notebook.answer(text, data.notes)
 
 
