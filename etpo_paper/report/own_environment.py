@@ -105,7 +105,7 @@ def load(scale: str) -> Runs:
 
 
 def _words(interval: Interval) -> str:
-    return interval_text(*map(float, interval))
+    return interval_text(float(interval.point), float(interval.low), float(interval.high))
 
 
 def answer(data: Runs) -> str:
