@@ -38,6 +38,7 @@ from etpo_core.sandbox import SandboxPool
 from etpo_paper.base.machine import choose
 from etpo_paper.base.settings import load_settings
 from etpo_paper.environment.executor import open_executor
+from etpo_paper.environment.scikit_learn import episodes
 from etpo_paper.methods import build_method
 from etpo_paper.model import models
 from etpo_paper.training.agents import load_agent
@@ -111,7 +112,8 @@ def measure(method_name: str, scale: str, task_name: str, steps: int, folder: Pa
         method.update, agent.refresh = (clock.timed("update", f) for f in (method.update, agent.refresh))
         start, begin = time.perf_counter() - started, clock.now()
         networks = agent.networks if method.trains else None
-        rows = list(train(run, agent, networks, method, task, executor, settings, "benchmark"))
+        acted_in = episodes(task, executor, settings.environment, settings.training.environments, method.reflect)
+        rows = list(train(run, agent, networks, method, acted_in, settings, "benchmark"))
         total = [b - a for a, b in zip(begin, clock.now(), strict=True)]
         tier = str(executor.tier)
     known = [sum(s[i] for s in clock.seconds.values()) for i in (0, 1)]
