@@ -126,6 +126,12 @@ class Episodes:
         self._episode_step = [1] * self.count
         self._actions: list[list[str]] = [[] for _ in environments]  # of the episode so far
         self.prompts = [self._reset(i) for i in range(self.count)]
+        self._states = [self._where(i) for i in range(self.count)]
+
+    def _where(self, i: int) -> Any:
+        """Where an environment stands, None if it cannot say."""
+        environment = self._environments[i]
+        return environment.get_state() if hasattr(environment, "get_state") else None
 
     def _reset(self, i: int) -> Prompt:
         seed = int(np.random.SeedSequence([self._seed, self._episode[i]]).generate_state(1)[0])
@@ -153,9 +159,9 @@ class Episodes:
         mine = distributed.share(range(self.count))
         if self._backend is not None:
             self._backend.run([bodies[i] for i in mine])
-        answers = distributed.merge([_checked(self._environments[i].step(bodies[i])) for i in mine])
+        taken = [(_checked(self._environments[i].step(bodies[i])), self._where(i)) for i in mine]
         steps = []
-        for i, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
+        for i, (body, (answer, self._states[i])) in enumerate(zip(bodies, distributed.merge(taken), strict=True)):
             following, reward, terminated, truncated, told = answer
             steps.append(
                 Step(
@@ -178,7 +184,7 @@ class Episodes:
                 self._episode[i], self._episode_step[i] = self._episodes_started, 1
                 self._actions[i] = []
                 self._episodes_started += 1
-                self.prompts[i] = self._reset(i)
+                self.prompts[i], self._states[i] = self._reset(i), self._where(i)
             else:
                 self._episode_step[i] += 1
                 self._actions[i] = [*self._actions[i], body]
@@ -186,15 +192,14 @@ class Episodes:
         return steps
 
     def get_state(self) -> dict[str, Any]:
-        """Where every episode stands, for a checkpoint."""
-        mine = [self._environments[i] for i in distributed.share(range(self.count))]
+        """Where every episode stands, for a checkpoint, which one process of several asks for."""
         return {
             "episodes_started": self._episodes_started,
             "episode": list(self._episode),
             "episode_step": list(self._episode_step),
             "prompts": [asdict(p) for p in self.prompts],
             "actions": [list(actions) for actions in self._actions],
-            "environments": distributed.merge([e.get_state() if hasattr(e, "get_state") else None for e in mine]),
+            "environments": list(self._states),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -207,6 +212,7 @@ class Episodes:
         self._episode, self._episode_step = list(state["episode"]), list(state["episode_step"])
         self._actions = [list(actions) for actions in state["actions"]]
         self.prompts = [Prompt(**p) for p in state["prompts"]]
+        self._states = list(state["environments"])
         for i, (environment, where) in enumerate(zip(self._environments, state["environments"], strict=True)):
             if where is not None:
                 environment.set_state(where)  # type: ignore[attr-defined]

@@ -95,3 +95,22 @@ def test_remarks_need_not_be_there():
 
     (step,) = Episodes([Plain()]).step(["1"])
     assert (step.reward, step.status, step.next_prompt) == (1.0, "ok", None)
+
+
+class Counted(Guess):
+    """Says how many guesses were made, and may be told."""
+
+    def get_state(self):
+        return {"guesses": self.guesses, "number": self.number}
+
+    def set_state(self, state):
+        self.guesses, self.number = state["guesses"], state["number"]
+
+
+def test_a_state_is_that_after_the_last_step_or_of_the_episode_that_began_with_it():
+    first, second = Episodes([Counted(), Counted()], 1), Episodes([Counted(), Counted()], 9)
+    first.step([str(first._environments[0].number), "x"])
+    assert [s["guesses"] for s in first.get_state()["environments"]] == [0, 1]
+    second.set_state(first.get_state())
+    assert second.get_state() == first.get_state()
+    assert second.step(["x", "x"]) == first.step(["x", "x"]) and second.get_state() == first.get_state()

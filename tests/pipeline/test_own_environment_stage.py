@@ -23,7 +23,7 @@ def test_random_queries_run():
 def test_the_stage_writes_each_batch_of_its_runs_and_makes_no_run_twice(at, stage, tmp_path, monkeypatch):
     root = make_root(tmp_path)
     params = read_params()
-    params["scales"]["smoke"]["training"]["env_steps"] = 16  # one batch
+    params["scales"]["smoke"]["training"]["env_steps"] = 4  # of which four times as many are one batch
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     at(root)
     monkeypatch.setattr(own_environment, "make_start", partial(own_environment.make_start, steps=2))
