@@ -119,6 +119,12 @@ def stop():
     raise KeyboardInterrupt
 
 
+def told_of_policy(root):
+    """What the stage prints at the end of a run."""
+    policy = folder(root) / "checkpoint" / "policy"
+    return f"{policy}: the trained policy, an adapter of peft, with a card that says how to load it"
+
+
 def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, train, monkeypatch):
     rows = stopped(root, train, monkeypatch)
     assert rows.count(b"\n") == 1 + 8
@@ -130,8 +136,7 @@ def test_rows_of_other_settings_are_kept_aside_and_the_settings_are_named(root, 
     assert done.returncode == 0, done.stderr
     aside = folder(root).with_name("seed0.before-1")
     beta, memory = old["methods"]["etpo"]["beta"], old["sandbox"]["memory_mb"]
-    says = "the trained policy, an adapter of peft, with a card that says how to load it"
-    policy = f"{folder(root)}/checkpoint/policy: {says}"
+    policy = told_of_policy(root)
     assert done.stdout.splitlines() == [
         f"{folder(root)}: begins anew, because its 8 steps were made with methods.etpo.beta {beta} instead of 0.3, "
         f"sandbox.memory_mb {memory} instead of {memory + 1}; they are kept in {aside}; with what was "
@@ -161,7 +166,8 @@ def test_a_run_that_goes_on_or_is_made_again_keeps_nothing_aside(root, train, mo
     whole = (folder(root) / "steps.csv").read_bytes()
     change(root, lambda params: params["scales"]["smoke"]["runs"].update(keep_finished=False))
     done = train()
-    assert done.returncode == 0 and done.stdout == "" and (folder(root) / "steps.csv").read_bytes() == whole
+    assert done.returncode == 0 and done.stdout.splitlines() == [told_of_policy(root)]
+    assert (folder(root) / "steps.csv").read_bytes() == whole
     assert [path.name for path in folder(root).parent.iterdir()] == ["seed0"]
 
 
@@ -186,7 +192,8 @@ def test_a_checkpoint_that_cannot_be_read_costs_no_rows(root, train, monkeypatch
     change(root, lambda params: params["methods"]["etpo"].update(beta=0.3))  # it would not go on with the former one
     aside = folder(root).with_name("seed0.before-1")
     assert train().stdout.splitlines() == [
-        f"{folder(root)}: begins anew, because its checkpoint is damaged; its 8 steps are kept in {aside}"
+        f"{folder(root)}: begins anew, because its checkpoint is damaged; its 8 steps are kept in {aside}",
+        told_of_policy(root),
     ]
     assert (aside / "steps.csv").read_bytes() == rows
 

@@ -1,0 +1,9 @@
+import numpy as np
+
+
+def build_model(x_train: np.ndarray, y_train: np.ndarray):
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import LinearSVC
+    model = CalibratedClassifierCV(LinearSVC(C=1))
+    model.fit(x_train, y_train)
+    return model

@@ -1,0 +1,7 @@
+import numpy as np
+
+
+def build_model(x_train: np.ndarray, y_train: np.ndarray):
+    from sklearn.neighbors import NearestCentroid
+    model = NearestCentroid().fit(x_train, y_train)
+    return model

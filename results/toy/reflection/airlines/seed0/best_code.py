@@ -1,0 +1,7 @@
+import numpy as np
+
+
+def build_model(x_train: np.ndarray, y_train: np.ndarray):
+    from sklearn.ensemble import GradientBoostingClassifier
+    model = GradientBoostingClassifier(n_iter_no_change=5).fit(x_train, y_train)
+    return model
