@@ -8,6 +8,7 @@ paper is `scikit_learn.ScikitLearn`; `sql.Sql` is another one, a page long.
 """
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -135,8 +136,19 @@ class Episodes:
 
     def _reset(self, i: int) -> Prompt:
         seed = int(np.random.SeedSequence([self._seed, self._episode[i]]).generate_state(1)[0])
-        observation, _ = self._environments[i].reset(seed=seed)
-        return _prompt(observation)
+        environment = self._environments[i]
+        where = f"{type(environment).__name__}.reset"
+        if not _takes_seed(environment.reset):
+            raise UserError(f"{where} takes no seed; expected reset(self, *, seed=None)")
+        answer = environment.reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UserError(f"{where} gave {_kind(answer)}; expected (observation, info)")
+        return _prompt(answer[0], where)
+
+    def _step(self, i: int, action: str) -> tuple[Prompt | None, float, bool, bool, dict[str, Any]]:
+        """An environment's answer to an action, with no state after the end of an episode."""
+        environment = self._environments[i]
+        return _checked(environment.step(action), f"{type(environment).__name__}.step")
 
     @contextmanager
     def ahead(self) -> Iterator[Callable[[str], None]]:
@@ -159,7 +171,7 @@ class Episodes:
         mine = distributed.share(range(self.count))
         if self._backend is not None:
             self._backend.run([bodies[i] for i in mine])
-        taken = [(_checked(self._environments[i].step(bodies[i])), self._where(i)) for i in mine]
+        taken = [(self._step(i, bodies[i]), self._where(i)) for i in mine]
         steps = []
         for i, (body, (answer, self._states[i])) in enumerate(zip(bodies, distributed.merge(taken), strict=True)):
             following, reward, terminated, truncated, told = answer
@@ -219,7 +231,7 @@ class Episodes:
                 continue
             prompt: Prompt | None = self._reset(i)
             for action in self._actions[i]:
-                prompt = _checked(environment.step(action))[0]
+                prompt = self._step(i, action)[0]
             if prompt != self.prompts[i]:
                 raise UserError(
                     f"{type(environment).__name__} answered the same actions after reset(seed) differently than before "
@@ -227,25 +239,32 @@ class Episodes:
                 )
 
 
-def _prompt(observation: Observation) -> Prompt:
+def _takes_seed(reset: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(reset).parameters
+    return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _kind(answer: object) -> str:
+    return f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
+
+
+def _prompt(observation: object, where: str) -> Prompt:
     if isinstance(observation, Prompt):
         return observation
     if not isinstance(observation, str):
-        raise UserError(f"an environment gave the observation {observation!r:.60}; expected a text")
+        raise UserError(f"{where} gave the observation {observation!r:.60}; expected a text")
     return Prompt(observation, "")
 
 
-def _checked(answer: Any) -> tuple[Prompt | None, float, bool, bool, dict[str, Any]]:
-    """An answer of `Environment.step`, with no state after the end of an episode."""
+def _checked(answer: Any, where: str) -> tuple[Prompt | None, float, bool, bool, dict[str, Any]]:
     if not isinstance(answer, tuple) or len(answer) != 5:
-        kind = f"{len(answer)} values" if isinstance(answer, tuple) else type(answer).__name__
-        raise UserError(f"step gave {kind}; expected (observation, reward, terminated, truncated, info)")
+        raise UserError(f"{where} gave {_kind(answer)}; expected (observation, reward, terminated, truncated, info)")
     observation, reward, terminated, truncated, told = answer
     try:
         number = math.nan if isinstance(reward, str) else float(reward)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"step gave the reward {reward!r:.60}; expected a finite number")
-    following = None if terminated else _prompt(observation)
+        raise UserError(f"{where} gave the reward {reward!r:.60}; expected a finite number")
+    following = None if terminated else _prompt(observation, where)
     return following, number, bool(terminated), bool(truncated), dict(told or {})

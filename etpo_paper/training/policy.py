@@ -5,10 +5,12 @@ names, and the card shows the first prompt that the policy was trained on.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from etpo_paper.base import paths
 from etpo_paper.base.settings import Settings
 from etpo_paper.model.agent import Agent
 from etpo_paper.report.names import counted, label
@@ -49,7 +51,8 @@ def policy_card(
         prompt: see `leave_policy`.
     """
     method = settings.methods[run.method].plain()
-    place = model_card.get("path", f"models/{settings.model}")
+    ours = "path" not in model_card
+    place = Path(model_card.get("path", paths.MODELS / settings.model)).resolve()
     batch = settings.training.environments * settings.training.steps_per_update
     fifth = steps["reward"].iloc[-max(1, len(steps) // 5) :]
     ran = steps.loc[steps["status"] == "ok", "reward"]
@@ -72,7 +75,7 @@ def policy_card(
     head = [
         "---",
         "library_name: peft",
-        f"base_model: {place}",
+        *([] if ours else [f"base_model: {model_card['source']}"]),
         *(["license: apache-2.0"] if apache else []),
         "tags: [etpo, reinforcement-learning, lora]",
         "---",
@@ -89,11 +92,14 @@ def policy_card(
         "```python\n"
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{place}"), "{run.policy.name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{run.policy.name}")\n'
+        f'base, policy = "{place}", "{run.policy.resolve()}"  # the folder of the base, and this one\n'
+        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), policy)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(policy)\n"
         "```",
-        f"`{run.policy.name}` is this folder. The base has to be the one named above: an adapter means nothing on "
-        "other weights.",
+        "On another machine the two folders have other names. The base has to be the one above, by its hash, because "
+        "an adapter means nothing on other weights. "
+        + (f"`etpo` makes {settings.model} where it is needed. " if ours else "")
+        + "`etpo export` makes a model that needs no base.",
         f"## The first prompt\n\n{fence}\n{prompt}\n{fence}",
         "## Limits",
         "The policy was trained on one task, from one seed, and writes what scored well there. Run what it writes in a "

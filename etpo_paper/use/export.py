@@ -54,8 +54,25 @@ def export(place: Path, out: Path, dtype: str) -> None:
     off = (before.exp() * (before - says())).sum(-1)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    cost = f"mean {off.mean():.2g}, largest {off.max():.2g} nats"
+    (out / "README.md").write_text(_card(run.policy, out, dtype, cost), encoding="utf-8")
     print(f"{out}: {asked.model} with the policy of {place} merged into it, in {dtype}")
     print(
         f"KL divergence from the adapter's next token, over the {len(ids)} tokens of the first prompt and the best "
-        f"program: mean {off.mean():.2g}, largest {off.max():.2g} nats"
+        f"program: {cost}"
     )
+
+
+def _card(policy: Path, out: Path, dtype: str, cost: str) -> str:
+    """The card of the policy, with how to load the merged model in place of how to load the adapter."""
+    text = (
+        (policy / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
+    )
+    before, behind = text.split("## Load it")[0], text.partition("## The first prompt")[2]
+    load = (
+        f"## Load it\n\nThe adapter is merged into the base, in {dtype}. KL divergence from its next token: {cost}."
+        "\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{out.resolve()}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{out.resolve()}")\n```\n\n'
+    )
+    return f"{before}{load}## The first prompt{behind}"

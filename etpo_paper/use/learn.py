@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,5 +85,9 @@ def learn(
             print(f"{place}: this run is finished and was kept")
         else:
             environments = Episodes([environment() for _ in range(settings.training.environments)], seed)
-            make(run, settings, learner, data, environments, common)
+            try:
+                make(run, settings, learner, data, environments, common)
+            except KeyboardInterrupt:
+                print(f"\n{place}: stopped; the same call goes on after its last whole update", file=sys.stderr)
+                raise
     return run

@@ -75,17 +75,31 @@ def test_an_environment_that_answers_differently_the_second_time_is_refused():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (("more", 1.0, True), "step gave 3 values; expected .observation, reward, terminated, truncated, info."),
-        (None, "step gave NoneType; expected"),
-        ((3, 1.0, False, False, {}), "an environment gave the observation 3; expected a text"),
-        (("more", "1", False, False, {}), "step gave the reward '1'; expected a finite number"),
-        (("more", float("nan"), False, False, {}), "step gave the reward nan; expected a finite number"),
+        (("more", 1.0, True), "Guess.step gave 3 values; expected .observation, reward, terminated, truncated, info."),
+        (None, "Guess.step gave NoneType; expected"),
+        ((3, 1.0, False, False, {}), "Guess.step gave the observation 3; expected a text"),
+        (("more", "1", False, False, {}), "Guess.step gave the reward '1'; expected a finite number"),
+        (("more", float("nan"), False, False, {}), "Guess.step gave the reward nan; expected a finite number"),
     ],
 )
 def test_an_answer_of_another_kind_is_refused_in_one_line(monkeypatch, answer, message):
     monkeypatch.setattr(Guess, "step", lambda self, action: answer)
     with pytest.raises(UserError, match=f"^{message}"):
         Episodes([Guess()]).step(["1"])
+
+
+@pytest.mark.parametrize(
+    ("reset", "message"),
+    [
+        (lambda self: ("Guess.", {}), "Guess.reset takes no seed; expected reset.self, ., seed=None."),
+        (lambda self, seed=None: "Guess.", "Guess.reset gave str; expected .observation, info."),
+        (lambda self, **more: (3, {}), "Guess.reset gave the observation 3; expected a text"),
+    ],
+)
+def test_a_beginning_of_another_kind_is_refused_in_one_line(monkeypatch, reset, message):
+    monkeypatch.setattr(Guess, "reset", reset)
+    with pytest.raises(UserError, match=f"^{message}"):
+        Episodes([Guess()])
 
 
 def test_remarks_need_not_be_there():

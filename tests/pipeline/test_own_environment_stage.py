@@ -4,6 +4,7 @@ import random
 from functools import partial
 
 import pandas as pd
+import pytest
 import yaml
 from fixtures_results import make_root
 
@@ -20,6 +21,7 @@ def test_random_queries_run():
         assert environment.step(query)[4] == {}, query
 
 
+@pytest.mark.nightly
 def test_the_stage_writes_each_batch_of_its_runs_and_makes_no_run_twice(at, stage, tmp_path, monkeypatch):
     root = make_root(tmp_path)
     params = read_params()
