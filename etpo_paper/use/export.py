@@ -11,12 +11,8 @@ from typing import Any
 import torch
 
 from etpo_core.errors import UserError
-from etpo_paper.environment.prompts import task_prompt
 from etpo_paper.model.loading import encode_prompt, load_model
-from etpo_paper.use import folder
-from etpo_paper.use.fit import settings_for
-
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from etpo_paper.use.finished import finished
 
 
 @torch.inference_mode()
@@ -26,22 +22,18 @@ def export(place: Path, out: Path, dtype: str) -> None:
     Args:
         place: the folder of an `etpo fit`.
         out: a new folder.
-        dtype: the type of the weights, one of `TYPES`.
+        dtype: the type of the weights, a name of torch such as "float32".
 
     Raises:
-        UserError: there is no finished run, or `out` exists.
+        UserError: see `finished`; or `out` exists.
     """
     from peft import PeftModel
 
-    asked, _ = folder.read(place)
-    run, settings, own = asked.run(place), settings_for(asked), folder.read_table(place)
-    if not run.card.is_file():
-        raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
+    asked, run, settings, _, prompt = finished(place)
     if out.exists():
         raise UserError(f"--out {out} exists; expected a new folder")
     base, tokenizer, card = load_model(settings.model, torch.float32)
     model: Any = PeftModel.from_pretrained(base, run.policy)
-    prompt = task_prompt(own.task.spec.description, own.task.features, own.task.rows // 2)
     best = (run.folder / "best_code.py").read_text(encoding="utf-8")
     ids = [*encode_prompt(tokenizer, prompt, card["format"]), *tokenizer(best, add_special_tokens=False).input_ids]
 
@@ -50,7 +42,7 @@ def export(place: Path, out: Path, dtype: str) -> None:
         return logits.float().log_softmax(-1)
 
     before = says()
-    model = model.merge_and_unload().to(TYPES[dtype])
+    model = model.merge_and_unload().to(getattr(torch, dtype))
     off = (before.exp() * (before - says())).sum(-1)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

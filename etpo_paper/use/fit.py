@@ -1,6 +1,7 @@
 """Trains the agent on a table of one's own, with the loop and the agent of the paper's runs."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +75,45 @@ def fit(asked: folder.Asked, place: Path) -> None:
     method = build_method(run.method, settings.methods[run.method].plain())
     with sole_maker(run.folder), Common() as common:
         folder.write(place, asked, own)
-        models.model(settings.model)
-        if is_finished(run, settings, models.card(settings.model), own.task):
-            print(f"{place}: this run is finished and was kept")
-        else:
-            executor, training = common.executor(settings.sandbox), settings.training
-            environments = episodes(own.task, executor, settings.environment, training.environments, method.reflect)
-            make(run, settings, method, own.task, environments, common)
+
+        def environments() -> Episodes:
+            executor, count = common.executor(settings.sandbox), settings.training.environments
+            return episodes(own.task, executor, settings.environment, count, method.reflect)
+
+        make(run, settings, method, own.task, environments, common)
         _finish(asked, run, own, settings, common)
 
 
 def make(
-    run: folder.OwnRun, settings: Settings, method: Method, data: Data, environments: Episodes, common: Common
+    run: folder.OwnRun,
+    settings: Settings,
+    method: Method,
+    data: Data,
+    environments: Callable[[], Episodes],
+    common: Common,
 ) -> None:
-    """Makes a run up to its card."""
-    device = distributed.device()
-    model_card = models.model(settings.model)
+    """Makes a run up to its card, or finds it finished.
+
+    Args:
+        run: names it.
+        settings: of its method.
+        method: learns.
+        data: what it is made on.
+        environments: makes those that it acts in.
+        common: its executor and model.
+    """
+    device, model_card = distributed.device(), models.model(settings.model)
+    if is_finished(run, settings, models.card(settings.model), data):
+        print(f"{run.place}: this run is finished and was kept")
+        return
+    acted_in = environments()
     agent = common.agent(run, settings, device, True, precision(common, settings), None)
     whose = make_room(run, settings, model_card, data)
     note(run, settings, model_card, data)
-    prompt = environments.prompts[0].prefix
+    prompt = acted_in.prompts[0].prefix
     bar = tqdm(total=settings.training.env_steps, unit="step", desc=f"{run.method} {run.task}")
     with bar, live.curves(run) as curves:
-        for row in train(run, agent, agent.networks, method, environments, settings, whose):
+        for row in train(run, agent, agent.networks, method, acted_in, settings, whose):
             curves(row)
             bar.update(row["steps"] - bar.n)
             bar.set_postfix(

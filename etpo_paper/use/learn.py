@@ -18,9 +18,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base.lock import sole_maker
 from etpo_paper.environment.episodes import Environment, Episodes
 from etpo_paper.methods import build_method
-from etpo_paper.model import models
 from etpo_paper.training.agents import Common
-from etpo_paper.training.run import is_finished
 from etpo_paper.use.fit import make, settings_for
 from etpo_paper.use.folder import Asked, OwnRun
 
@@ -79,15 +77,14 @@ def learn(
     settings = settings_for(Asked(name, "", method, steps, model, seed), programs=False).replace(training=training)
     run = OwnRun("own", method, name, seed, Path(place))
     learner, data = build_method(method, settings.methods[method].plain()), Named(name)
-    models.model(settings.model)
+
+    def environments() -> Episodes:
+        return Episodes([environment() for _ in range(settings.training.environments)], seed)
+
     with sole_maker(run.folder), Common() as common:
-        if is_finished(run, settings, models.card(settings.model), data):
-            print(f"{place}: this run is finished and was kept")
-        else:
-            environments = Episodes([environment() for _ in range(settings.training.environments)], seed)
-            try:
-                make(run, settings, learner, data, environments, common)
-            except KeyboardInterrupt:
-                print(f"\n{place}: stopped; the same call goes on after its last whole update", file=sys.stderr)
-                raise
+        try:
+            make(run, settings, learner, data, environments, common)
+        except KeyboardInterrupt:
+            print(f"\n{place}: stopped; the same call goes on after its last whole update", file=sys.stderr)
+            raise
     return run

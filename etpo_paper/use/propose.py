@@ -7,14 +7,12 @@ import torch
 from etpo_core.errors import UserError
 from etpo_core.sandbox import Status
 from etpo_paper.base import distributed
-from etpo_paper.environment.prompts import Action, program, task_prompt
-from etpo_paper.model import models
+from etpo_paper.environment.prompts import Action, program
 from etpo_paper.model.agent import Agent
 from etpo_paper.report.names import counted
 from etpo_paper.training.agents import Common
-from etpo_paper.training.run import read_run_card
-from etpo_paper.use import folder
-from etpo_paper.use.fit import precision, settings_for
+from etpo_paper.use.finished import finished
+from etpo_paper.use.fit import precision
 from etpo_paper.use.program import lines_above, one_file
 from etpo_paper.use.score import outcome_text, score_many, splits
 
@@ -23,23 +21,16 @@ def propose(place: Path, count: int) -> None:
     """Has the policy of a finished run write programs, and prints each with its scores.
 
     Raises:
-        UserError: there is no such run, or it is not finished.
+        UserError: see `finished`.
     """
     if count < 1:
         raise UserError(f"--count {count}: expected at least 1")
-    asked, _ = folder.read(place)
-    run, settings, seeds = asked.run(place), settings_for(asked), splits()
-    if not run.card.is_file():
-        raise UserError(f"{place}: its run is not finished; `{asked.command(place)}` goes on with it")
-    own, training = folder.read_table(place), settings.training
-    there = models.model(settings.model)
-    if "path" in there and there["sha256"] != read_run_card(run)["model"]["sha256"]:
-        raise UserError(f"{asked.model} is not the model any more that the policy of {place} was trained on")
+    _, run, settings, own, prompt = finished(place)
+    training, seeds = settings.training, splits()
     with Common() as common:
         executor = common.executor(settings.sandbox)
         agent = common.agent(run, settings, distributed.device(), True, precision(common, settings), None)
         _load(agent, run.policy)
-        prompt = task_prompt(own.task.spec.description, own.task.features, own.task.rows // 2)
         generator = torch.Generator().manual_seed(run.seed)
         actions: list[Action] = []
         while len(actions) < count:
