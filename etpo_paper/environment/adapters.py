@@ -12,16 +12,16 @@ from typing import Any
 from etpo_paper.environment.episodes import Environment, Observation
 
 
-class _Described:
-    """An environment behind two functions of the user's.
+class Gymnasium:
+    """A `gymnasium.Env` with spaces of any kind, behind two functions of the user's.
 
     Args:
-        environment: has `reset` and `step`.
+        environment: the environment.
         describe: makes a text of an observation.
         read: makes an action of a text, and raises ValueError where it cannot.
         failure_reward: earned by an action that cannot be read. The episode then goes on from the same observation with
             the reason under it, and the environment does not notice.
-        max_failures: the action of an episode with which it is truncated, if it is the so-manieth that cannot be read.
+        max_failures: how many actions that cannot be read truncate an episode.
     """
 
     def __init__(
@@ -56,24 +56,14 @@ class _Described:
         return self._shown, reward, terminated, truncated, told
 
     def _begin(self, seed: int | None) -> tuple[Any, dict[str, Any]]:
-        raise NotImplementedError
-
-    def _act(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        raise NotImplementedError
-
-
-class Gymnasium(_Described):
-    """A `gymnasium.Env` with spaces of any kind; see `_Described` for the arguments."""
-
-    def _begin(self, seed: int | None) -> tuple[Any, dict[str, Any]]:
         return self.environment.reset(seed=seed)
 
     def _act(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self.environment.step(action)
 
 
-class OpenEnv(_Described):
-    """An environment or a synchronous client of OpenEnv (`reset`, `step`, `state`), see `_Described` for the arguments.
+class OpenEnv(Gymnasium):
+    """An environment or a synchronous client of OpenEnv (`reset`, `step`, `state`), see `Gymnasium` for the arguments.
 
     An environment answers with an observation that has `done` and `reward`, a client with a result that has an
     observation, `reward` and `done`; both are understood. OpenEnv has one flag for the end of an episode, which is

@@ -92,10 +92,11 @@ class GRPO:
         found = {id(t): a for t, a in zip(transitions, advantage, strict=True)}
         weights = [b.reward.new_tensor([found[id(t)] for t in b.transitions])[:, None] for b in batches]
         rows = list(zip(batches, old, reference, weights, strict=True))
+        first = None if self._learns_exact_kl else terms.log_prob
         for epoch in range(self.epochs):
             for batch, before, of_reference, weight in reversed(rows):
-                known = epoch == 0 and batch is batches[-1] and not self._learns_exact_kl
-                log_prob, exact = self._policy(batch, terms.log_prob if known else None)
+                known = first if epoch == 0 and batch is batches[-1] else None
+                log_prob, exact = self._policy(batch, known)
                 loss = ppo_clipped_loss(log_prob, before, weight.expand_as(before), self.clip)
                 if self.kl_in == "loss":
                     estimate = exact if self.kl == "full" else kl_estimate(log_prob - of_reference, self.kl)
@@ -142,8 +143,8 @@ class GRPO:
             known: [B, T] log π of each token with its gradient, where it is there already.
         """
         if not self._learns_exact_kl:
-            log_prob = self.networks.log_prob(batch, "policy", grad=True) if known is None else known
-            return self._decisions(log_prob), torch.zeros_like(self._decisions(log_prob))
+            log_prob = self._decisions(self.networks.log_prob(batch, "policy", grad=True) if known is None else known)
+            return log_prob, torch.zeros_like(log_prob)
 
         def of(logits: dict[str, Tensor], tokens: Tensor) -> list[Tensor]:
             policy = logits["policy"]

@@ -27,6 +27,7 @@ from etpo_core.errors import UserError
 from etpo_paper.base import distributed
 from etpo_paper.model import llama
 from etpo_paper.model.drafts import Drafts
+from etpo_paper.model.loading import first_line
 from etpo_paper.model.output import causal_model
 from etpo_paper.model.trunk import Part, Passed, Trunk, threads
 
@@ -360,9 +361,8 @@ def check_decoding(model: nn.Module, ids: Sequence[int]) -> None:
         found.append(decoder.step([[ids[7]]]))
         off = torch.cat(found).float() - (expected := plain(3, 6, 4, 7, 8))
     except Exception as error:  # whatever a model raises that expects other arguments or keeps another cache
-        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
         raise UserError(
-            f"{kind} cannot write token by token as other models do ({why}); choose another model"
+            f"{kind} cannot write token by token as other models do ({first_line(error)}); choose another model"
         ) from error
     # Rounding differs between a pass over one token and one over many, by the roots of the number of its steps.
     tolerance = torch.finfo(next(model.parameters()).dtype).eps ** 0.5 * expected.abs().max()
