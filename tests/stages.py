@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import itertools
 import pkgutil
 import subprocess
 import sys
@@ -122,3 +123,16 @@ class InThisProcess:
 
     def __exit__(self, *error):
         self._engines.register(None, self._usual)
+
+
+def stop_after_an_update(patch):
+    """Has `etpo fit` stopped as by Ctrl-C when it has made an update."""
+    from etpo_paper.use import fit
+
+    train = fit.train
+
+    def stops(*given):
+        yield from itertools.islice(train(*given), 1)
+        raise KeyboardInterrupt
+
+    patch.setattr(fit, "train", stops)

@@ -1,17 +1,16 @@
 """`etpo fit` and `etpo propose` with a language model of the user's own."""
 
-import itertools
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 from own_models import CHAT, write_model
-from stages import CHECKOUT, move, nothing_is_timed, run_module
+from stages import CHECKOUT, move, nothing_is_timed, run_module, stop_after_an_update
 from stub_executor import StubExecutor
 
 from etpo_paper.environment import executor as opened
-from etpo_paper.use import command, fit
+from etpo_paper.use import command
 
 TABLE = ("fit", "staff.csv", "--target", "left")
 USUAL = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "gpt2", "neox", "phi3")
@@ -82,14 +81,8 @@ def test_a_model_in_a_folder_is_trained_and_proposes(etpo, here, monkeypatch):
 def test_another_model_in_the_same_folder_is_noticed(etpo, here, monkeypatch):
     mine = write_model(here / "changing")
     options = (*TABLE, "--model", "./changing", "--steps", "17", "--out", "b")
-    train = fit.train
-
-    def stops(*given):
-        yield from itertools.islice(train(*given), 1)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "train", stops)
+        stop_after_an_update(patch)
         assert etpo(*options).returncode == 130
     [go_on] = [line for line in etpo("runs", "b").stdout.splitlines() if line.startswith("to go on: ")]
     assert f"--model {mine}" in go_on

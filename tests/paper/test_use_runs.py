@@ -1,6 +1,5 @@
 """The command line `etpo`: training on a table of one's own, going on after a stop, proposals, lists, scores."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -8,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stages import CHECKOUT, move, nothing_is_timed, run_module
+from stages import CHECKOUT, move, nothing_is_timed, run_module, stop_after_an_update
 from stub_executor import StubExecutor
 
 from etpo_core.errors import UserError
 from etpo_paper.base.lock import HELD, sole_maker
 from etpo_paper.environment import executor as opened
 from etpo_paper.environment.prompts import program
-from etpo_paper.use import command, fit, folder, propose, runs, score
+from etpo_paper.use import command, folder, propose, runs, score
 from etpo_paper.use.table import read_table
 
 TRAIN = ("--target", "left", "--model", "tiny", "--steps", "12")
@@ -80,14 +79,8 @@ def test_fit_ends_with_the_best_program_its_scores_and_the_policy(etpo, whole, h
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(etpo, whole, here, monkeypatch):
-    run = fit.train
-
-    def stops(*given):
-        yield from itertools.islice(run(*given), 1)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "train", stops)
+        stop_after_an_update(patch)
         done = etpo("fit", "staff.csv", *TRAIN)
     assert done.returncode == 130 and "the same command goes on" in done.stderr
     listed = etpo("runs")
