@@ -80,7 +80,7 @@ def watched(networks: Any) -> Counter[str]:
     function = networks._hidden
 
     def counted(role: str, sequences: Any, grad: bool) -> Tensor:
-        seen["gradients" if grad else "runs"] += sum(len(action) for _, action in sequences.pairs)
+        seen["gradients" if grad else "runs"] += len(sequences.tokens)
         return function(role, sequences, grad)
 
     networks._hidden = counted

@@ -1,11 +1,12 @@
-"""Micro-batches of a language model: prompts and actions as padded token ids, and how many fit in memory at once.
+"""Micro-batches of a language model: prompts and actions as token ids, and how many fit in memory at once.
 
-A policy that has learnt writes the same program again and again. Equal sequences are therefore held, and computed,
-once. What all prompts of a batch begin with is computed once as well. Token ids are kept from sampling to the loss:
-text is decoded for the executor and never tokenised again.
+A policy that has learnt writes the same program again and again, all programs answer a few prompts, and a prompt after
+a failure begins with the program that failed. A token's hidden state depends on the tokens before it alone. The tokens
+of a batch therefore form a tree, in which every distinct beginning of a sequence is one node, held and computed once.
+Nothing is padded. Token ids are kept from sampling to the loss: text is decoded for the executor and never tokenised
+again.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,34 +14,61 @@ import torch
 from torch import Tensor
 
 from etpo_core.interfaces import Batch, Transition
-from etpo_paper.model.decoder import shared_length
+
+
+class Tree:
+    """The distinct beginnings of sequences of tokens; a node is a beginning and stands for its last token.
+
+    Nodes are numbered as they come, so those that a sequence adds are its last ones and follow one another.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int], int] = {}  # the number of each pair of the node before and a token
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def add(self, tokens: Iterable[int]) -> list[int]:
+        """Adds a sequence; returns the node of each of its tokens."""
+        path, node = [], -1
+        for token in tokens:
+            node = self._nodes.setdefault((node, token), len(self._nodes))
+            path.append(node)
+        return path
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token of each node."""
+        return [token for _, token in self._nodes]
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Prompts followed by actions, padded on the right; where something lies is told by its position.
+    """Prompts followed by actions as a tree of T nodes (`Tree`).
 
-    The N action positions of a batch have M <= N distinct ones, and `each` gives all N positions what was computed for
-    the distinct ones.
+    The N action positions of a batch have M <= N distinct ones, each a pair of a node and the token drawn behind it;
+    `each` gives all N positions what was computed for the distinct ones.
 
-    The last token of an action is not among the ids, because nothing is drawn from the state behind it.
+    The last token of an action is not among the nodes, because nothing is drawn from the state behind it.
 
     Attributes:
-        pairs: the distinct prompts with their actions, in the order of the rows of `ids`.
-        prefix: token ids [P] that all sequences begin with.
-        ids: token ids [distinct, S] of what follows.
-        rows: index into `ids` of each distinct action position [M], one action after another.
-        columns: index into S of the hidden state that the action token is drawn from [M].
+        pairs: the prompts with their actions that add nodes to the tree.
+        ids: token ids [T] of the nodes.
+        positions: [T] how many tokens stand before each node in its sequence.
+        paths: for each pair the nodes [L] of its tokens, in order.
+        own: how many of them, the last ones, the pair adds to the tree; those of all pairs in order are all nodes.
+        places: the nodes [M] that the action tokens are drawn from.
         tokens: the action tokens [M].
         lengths: tokens of each action [B]; N is their sum.
         copies: index into the distinct positions of every action position [N], one action after another.
     """
 
     pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-    prefix: Tensor
     ids: Tensor
-    rows: Tensor
-    columns: Tensor
+    positions: Tensor
+    paths: Sequence[Tensor]
+    own: Sequence[int]
+    places: Tensor
     tokens: Tensor
     lengths: Tensor
     copies: Tensor
@@ -49,24 +77,32 @@ class Sequences:
     def of(
         cls, prompts: Sequence[Sequence[int]], actions: Sequence[Sequence[int]], device: torch.device | str
     ) -> "Sequences":
-        """Pads prompts and actions. A prompt and an action must have at least one token each."""
-        shared = shared_length(prompts)
+        """Puts prompts and actions into a tree. A prompt and an action must have at least one token each."""
         pairs = [(tuple(p), tuple(a)) for p, a in zip(prompts, actions, strict=True)]
-        distinct = list(dict.fromkeys(pairs))
-        whole = [[*p[shared:], *a[:-1]] for p, a in distinct]
-        longest = max(map(len, whole))
-        index = [(row, len(p) - shared - 1 + j, t) for row, (p, a) in enumerate(distinct) for j, t in enumerate(a)]
-        rows, columns, tokens = torch.tensor(index, device=device).T
-        starts = dict(zip(distinct, itertools.accumulate((len(a) for _, a in distinct), initial=0), strict=False))
+        tree, paths, own = Tree(), {}, {}
+        for pair in dict.fromkeys(pairs):
+            before = len(tree)
+            paths[pair] = tree.add((*pair[0], *pair[1][:-1]))
+            if len(tree) > before:
+                own[pair] = len(tree) - before
+        drawn: dict[tuple[int, int], int] = {}  # the number of each distinct action position
+        copies = [
+            drawn.setdefault(position, len(drawn))
+            for prompt, action in pairs
+            for position in zip(paths[prompt, action][len(prompt) - 1 :], action, strict=True)
+        ]
+        position_of = {node: i for path in paths.values() for i, node in enumerate(path)}
+        places, tokens = torch.tensor(list(drawn), device=device).T
         return cls(
-            pairs=distinct,
-            prefix=torch.tensor(prompts[0][:shared], dtype=torch.long, device=device),
-            ids=torch.tensor([w + [0] * (longest - len(w)) for w in whole], device=device),
-            rows=rows,
-            columns=columns,
+            pairs=list(own),
+            ids=torch.tensor(tree.tokens, device=device),
+            positions=torch.tensor([position_of[node] for node in range(len(tree))], device=device),
+            paths=[torch.tensor(paths[pair], device=device) for pair in own],
+            own=list(own.values()),
+            places=places,
             tokens=tokens,
             lengths=torch.tensor([len(a) for a in actions], device=device),
-            copies=torch.tensor([starts[pair] + j for pair in pairs for j in range(len(pair[1]))], device=device),
+            copies=torch.tensor(copies, device=device),
         )
 
     def each(self, values: Tensor) -> Tensor:
@@ -104,10 +140,9 @@ class LanguageBatch(Batch):
 def micro_batches(transitions: Iterable[Transition], tokens: int) -> Iterator[list[Transition]]:
     """Groups of transitions that take at most `tokens` tokens each, the longest sequences first.
 
-    Padding counts. A beginning that all prompts of a group share counts once, and so do equal sequences, because they
-    are computed once. Ordered by length, the sequences of a group are about equally long, so little is padded.
-    Transitions whose next state was acted in come after all others: that state is then evaluated, with its own action,
-    before its value is asked for. A transition too long for the limit goes alone.
+    Tokens that are computed once count once (`Sequences`). Transitions whose next state was acted in come after all
+    others: that state is then evaluated, with its own action, before its value is asked for. A transition too long for
+    the limit goes alone.
     """
     transitions = list(transitions)
     acted = {t.prompt for t in transitions}
@@ -116,14 +151,14 @@ def micro_batches(transitions: Iterable[Transition], tokens: int) -> Iterator[li
         return t.next_prompt not in acted, len(t.prompt) + len(t.action), t.action, t.prompt
 
     group: list[Transition] = []
+    tree = Tree()
     for t in sorted(transitions, key=order, reverse=True):
-        if group:
-            shared = shared_length([u.prompt for u in (*group, t)])
-            longest = max(len(u.prompt) + len(u.action) for u in (*group, t))
-            distinct = {(u.prompt, u.action) for u in (*group, t)}
-            if shared + len(distinct) * (longest - shared) > tokens:
-                yield group
-                group = []
+        sequence = (*t.prompt, *t.action[:-1])
+        tree.add(sequence)
+        if group and len(tree) > tokens:
+            yield group
+            group, tree = [], Tree()
+            tree.add(sequence)
         group.append(t)
     if group:
         yield group

@@ -1,11 +1,11 @@
-"""The layers of a Llama-shaped model, written out once for sampling and for training.
+"""The layers of a Llama-shaped model, written out for training.
 
 transformers runs any architecture. For the Llama family, to which SmolLM2 and CodeLlama belong, and Mistral without a
 sliding window, this module computes the same hidden states with less work and memory. Products that share their input
 are one product. LoRA is added inside a product and is not a layer of its own. The frozen weights are converted to the
-dtype of the products once. Tokens that all sequences of a batch begin with are computed once. What attention sees is up
-to the caller of `run_layer`: the decoder passes its cache of keys and values, `Body` a batch of sequences with a shared
-prefix. The residual stream and the norms are float32 throughout.
+dtype of the products once. The sequences of a batch form a tree: tokens that several of them begin with are computed
+once, nothing is padded, and attention takes one sequence after another. The residual stream and the norms are float32
+throughout. `trunk` runs the same layers where no gradient is needed.
 """
 
 import itertools
@@ -220,6 +220,70 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     return (weights @ values).view(batch, heads, new, width).transpose(1, 2).reshape(batch, new, heads * width)
 
 
+class _TreeAttention(torch.autograd.Function):
+    """Softmax attention of grouped heads over the nodes of a tree, in which a node sees itself and those before it.
+
+    One sequence after another is computed, so a node's result does not depend on what else is in the tree. The
+    gradients of a node that many sequences see are summed in the dtype of the heads.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, values: Tensor, paths: Sequence[Tensor], own: Sequence[int]
+    ) -> Tensor:
+        """See `Body.hidden` for paths and own.
+
+        Args:
+            ctx: of autograd.
+            query: [T, heads, width], scaled.
+            keys: [T, kv_heads, width].
+            values: [T, kv_heads, width].
+            paths: the nodes [L] of each sequence.
+            own: how many of them are new with that sequence.
+
+        Returns:
+            [T, heads, width].
+        """
+        longest, kv_heads = max(map(len, paths)), keys.shape[1]
+        unseen = query.new_full((longest, longest), float("-inf")).triu(1)
+        out, kept = [], []
+        for path, new, q in zip(paths, own, query.split(list(own)), strict=True):
+            seen = len(path)
+            rows, k, v = _grouped(q, kv_heads), keys[path].transpose(0, 1), values[path].transpose(0, 1)
+            scores = (rows @ k.transpose(1, 2)).view(kv_heads, -1, new, seen)
+            weights = scores.add_(unseen[seen - new : seen, :seen]).softmax(-1).view(kv_heads, -1, seen)
+            kept.append(weights)
+            out.append(_ungrouped(weights @ v, new))
+        ctx.save_for_backward(query, keys, values, *kept)
+        ctx.paths, ctx.own = paths, own
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, keys, values, *kept = ctx.saved_tensors
+        into_query, into_keys, into_values = [], torch.zeros_like(keys), torch.zeros_like(values)
+        parts = zip(ctx.paths, ctx.own, kept, query.split(list(ctx.own)), gradient.split(list(ctx.own)), strict=True)
+        for path, new, weights, q, g in parts:
+            rows, above = (_grouped(t, keys.shape[1]) for t in (q, g))
+            k, v = keys[path].transpose(0, 1), values[path].transpose(0, 1)
+            into_weights = above @ v.transpose(1, 2)
+            into_scores = into_weights.sub_((into_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+            into_query.append(_ungrouped(into_scores @ k, new))
+            into_keys.index_add_(0, path, (into_scores.transpose(1, 2) @ rows).transpose(0, 1))
+            into_values.index_add_(0, path, (weights.transpose(1, 2) @ above).transpose(0, 1))
+        return torch.cat(into_query), into_keys, into_values, None, None
+
+
+def _grouped(x: Tensor, kv_heads: int) -> Tensor:
+    """[kv_heads, group * n, width] of [n, heads, width]: heads that share keys are rows of one product."""
+    return x.transpose(0, 1).reshape(kv_heads, -1, x.shape[-1])
+
+
+def _ungrouped(x: Tensor, count: int) -> Tensor:
+    """The inverse of `_grouped`: [n, heads, width]."""
+    return x.reshape(-1, count, x.shape[-1]).transpose(0, 1)
+
+
 def run_layer(
     x: Tensor, layer: Layer, update: dict[str, LowRank], cos: Tensor, sin: Tensor, shape: Shape, attention: Attend
 ) -> Tensor:
@@ -229,11 +293,11 @@ def run_layer(
         x: [T, H] the residual stream in float32, a row for each token.
         layer: the weights.
         update: LoRA updates by the name of the product; products without one are missing.
-        cos: [T, 1, width] rotary embedding of each token's position, in the dtype of the weights.
+        cos: [T, 1, width] rotary embedding of each token's position, in the dtype that attention is computed in.
         sin: likewise.
         shape: of the model.
-        attention: takes queries [T, heads, width], scaled and rotated, and keys and values [T, kv_heads, width];
-            returns the output of attention for each token [T, heads * width].
+        attention: takes queries [T, heads, width], scaled and rotated, and keys and values [T, kv_heads, width] in that
+            dtype; returns the output of attention for each token [T, heads, width].
 
     Returns:
         [T, H] the residual stream behind the layer.
@@ -244,10 +308,10 @@ def run_layer(
         return _LowRankLinear.apply(x, weight, *update[name]) if name in update else F.linear(x, weight)
 
     dtype = layer.qkv.dtype
-    heads = product("qkv", normed(x, layer.norm_1, shape.epsilon).to(dtype)).view(len(x), -1, shape.width)
+    heads = product("qkv", normed(x, layer.norm_1, shape.epsilon).to(dtype)).view(len(x), -1, shape.width).to(cos.dtype)
     q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
     gathered = attention(rotate(q, cos, sin) * shape.width**-0.5, rotate(k, cos, sin), v)
-    x = x + product("out", gathered)
+    x = x + product("out", gathered.flatten(1).to(dtype))
     h = _SwiGLU.apply(product("gate_up", normed(x, layer.norm_2, shape.epsilon).to(dtype)))
     return x + product("down", h)
 
@@ -301,67 +365,56 @@ class Body:
         self.lowest = adapted.index(True) if True in adapted else len(adapted)
 
     @torch.no_grad()
-    def below(self, prefix: Tensor, ids: Tensor) -> Tensor:
-        """The residual stream behind the layers without adapters, which is the same for all roles.
+    def below(self, ids: Tensor, positions: Tensor, paths: Sequence[Tensor], own: Sequence[int]) -> Tensor:
+        """The residual stream [T, H] in float32 behind the layers without adapters, which is the same for all roles.
 
-        Args:
-            prefix: as in `hidden`.
-            ids: as in `hidden`.
-
-        Returns:
-            [P + batch * S, H] in float32: the prefix, then one sequence after another.
+        Arguments as `hidden`.
         """
-        x = self.model.embed_tokens(torch.cat([prefix, ids.flatten()])).float()
-        return self._through(x, slice(0, self.lowest), len(prefix), ids.shape, None)
+        x = self.model.embed_tokens(ids).float()
+        return self._through(x, slice(0, self.lowest), positions, paths, own, None)
 
-    def hidden(self, prefix: Tensor, ids: Tensor, adapter: str | None, below: Tensor | None = None) -> Tensor:
-        """Last hidden states of sequences that share a prefix.
-
-        A position sees the whole prefix, and its own sequence up to itself. Padding stands on the right, where only
-        padding sees it, so it needs no mask.
+    def hidden(
+        self,
+        below: Tensor,
+        positions: Tensor,
+        paths: Sequence[Tensor],
+        own: Sequence[int],
+        places: Tensor,
+        adapter: str | None,
+    ) -> Tensor:
+        """Last hidden states of a tree of tokens (`batches.Sequences`).
 
         Args:
-            prefix: [P] token ids that all sequences begin with; P may be 0.
-            ids: [batch, S] token ids that follow, padded on the right.
+            below: [T, H] what `below` returned for the token ids [T] of the same tree.
+            positions: [T] of each node in its sequence.
+            paths: the nodes [L] of each sequence, in order.
+            own: how many of them, the last ones, no sequence before it has; those of all sequences in order are all
+                nodes.
+            places: the nodes [M] whose states are asked for.
             adapter: name of the LoRA adapter; None for the frozen base.
-            below: what `below` returned for the same prefix and ids, if it was called before.
 
         Returns:
-            [batch, S, H] in float32: the states behind the prefix.
+            [M, H] in float32.
         """
-        x = self.below(prefix, ids) if below is None else below
-        x = self._through(x, slice(self.lowest, None), len(prefix), ids.shape, adapter)
-        return normed(x[len(prefix) :], self.model.norm.weight.float(), self.shape.epsilon).view(*ids.shape, -1)
+        x = self._through(below, slice(self.lowest, None), positions, paths, own, adapter)
+        return normed(x.index_select(0, places), self.model.norm.weight.float(), self.shape.epsilon)
 
-    def _through(self, x: Tensor, which: slice, shared: int, size: torch.Size, adapter: str | None) -> Tensor:
-        """The residual stream [P + batch * S, H] behind some of the layers.
-
-        Args:
-            x: [P + batch * S, H] the residual stream in front of them.
-            which: the layers.
-            shared: length P of the prefix.
-            size: (batch, S).
-            adapter: as in `hidden`.
-        """
-        batch, new = size
-        positions = torch.arange(shared + new, device=x.device)
-        cos, sin = (t[0].to(self.dtype) for t in self.model.rotary_emb(x, positions[None]))
-        cos, sin = (torch.cat([t[:shared], t[shared:].repeat(batch, 1)]).unsqueeze(1) for t in (cos, sin))
-        unseen = torch.full((shared + new,) * 2, float("-inf"), dtype=self.dtype, device=x.device).triu(1)
+    def _through(
+        self,
+        x: Tensor,
+        which: slice,
+        positions: Tensor,
+        paths: Sequence[Tensor],
+        own: Sequence[int],
+        adapter: str | None,
+    ) -> Tensor:
+        """The residual stream [T, H] behind some of the layers, of that in front of them; arguments as `hidden`."""
+        # On a CPU the small products of attention start faster in float32; softmax is exacter in it anywhere.
+        dtype = torch.promote_types(self.dtype, torch.float32) if x.device.type == "cpu" else self.dtype
+        cos, sin = (t[0].to(dtype).unsqueeze(1) for t in self.model.rotary_emb(x, positions[None]))
 
         def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            (q0, q), (k0, k), (v0, v) = ((t[:shared], t[shared:]) for t in (query, keys, values))
-
-            def joined(first: Tensor, own: Tensor) -> Tensor:
-                own = own.view(batch, new, *own.shape[1:]).transpose(1, 2)
-                return torch.cat([first.transpose(0, 1).expand(batch, -1, -1, -1), own], dim=2)
-
-            q = q.view(batch, new, *q.shape[1:])
-            gathered = attend(q, joined(k0, k), joined(v0, v), unseen[shared:]).flatten(0, 1)
-            if shared == 0:
-                return gathered
-            first = attend(q0[None], k0.transpose(0, 1)[None], v0.transpose(0, 1)[None], unseen[:shared, :shared])
-            return torch.cat([first[0], gathered])
+            return _TreeAttention.apply(query, keys, values, paths, own)
 
         again = torch.is_grad_enabled() and BYTES_KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
         for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):

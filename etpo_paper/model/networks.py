@@ -233,20 +233,17 @@ class LanguageModelNetworks:
                 if sequences not in self._below:
                     self._make_room(self._below)
                     self._below[sequences] = self._states_below(self._body, sequences)
-                out = self._body.hidden(sequences.prefix, sequences.ids, adapter, self._below[sequences])
-            else:
-                with self.switched_to(role):
-                    out = self._transformers_hidden(sequences)
-            return out[sequences.rows, sequences.columns]
+                at = sequences.positions, sequences.paths, sequences.own
+                return self._body.hidden(self._below[sequences], *at, sequences.places, adapter)
+            with self.switched_to(role):
+                return self._transformers_hidden(sequences)
 
     def _states_below(self, body: llama.Body, sequences: Sequences) -> Tensor:
         """`Body.below`, put together from what is remembered if that holds all of the sequences."""
         if not all(pair in self._written for pair in sequences.pairs):
-            return body.below(sequences.prefix, sequences.ids)
-        shared, longest = len(sequences.prefix), sequences.ids.shape[1]
+            return body.below(sequences.ids, sequences.positions, sequences.paths, sequences.own)
         rows = [self._written[pair] for pair in sequences.pairs]
-        padded = [nn.functional.pad(r[shared:], (0, 0, 0, longest + shared - len(r))) for r in rows]
-        return torch.cat([rows[0][:shared], *padded])
+        return torch.cat([r[len(r) - new :] for r, new in zip(rows, sequences.own, strict=True)])
 
     @staticmethod
     def _make_room(kept: weakref.WeakKeyDictionary[Sequences, Tensor]) -> None:
@@ -255,13 +252,14 @@ class LanguageModelNetworks:
             del kept[next(iter(kept))]
 
     def _transformers_hidden(self, sequences: Sequences) -> Tensor:
-        """The same states [distinct, S, H] through transformers, for any architecture."""
-        shared = len(sequences.prefix)
-        ids = torch.cat([sequences.prefix.expand(len(sequences.ids), -1), sequences.ids], dim=1)
+        """The same states [M, H] through transformers, for any architecture."""
+        ids = nn.utils.rnn.pad_sequence([sequences.ids[path] for path in sequences.paths], batch_first=True)
         with torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             # Padding stands on the right, where no position before it looks: there is nothing to mask.
             out = self._causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return out[:, shared:].float()
+        of_each = zip(out, sequences.paths, sequences.own, strict=True)
+        states = [row[len(path) - new : len(path)] for row, path, new in of_each]
+        return torch.cat(states).index_select(0, sequences.places).float()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [n, V] in float32 of hidden states [n, H]."""

@@ -166,9 +166,10 @@ def test_saved_policy_is_a_plain_peft_adapter(make_agent, sequences, tmp_path, t
             parameter.add_(0.05)
     agent.save_policy(tmp_path / "policy")
     loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_language_model[0]), tmp_path / "policy")
-    hidden = loaded.get_base_model().model(sequences.ids).last_hidden_state
+    paths = [sequences.ids[path][None] for path in sequences.paths]
+    hidden = torch.cat([loaded.get_base_model().model(ids).last_hidden_state[0] for ids in paths])
     expected = agent.networks.hidden("policy", sequences)
-    torch.testing.assert_close(hidden[sequences.rows, sequences.columns], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden[sequences.places], expected, rtol=1e-5, atol=1e-5)
 
 
 SAVE = """

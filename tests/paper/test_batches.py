@@ -1,4 +1,4 @@
-"""Prompts and actions as padded token ids, and how they are grouped."""
+"""Prompts and actions as a tree of token ids, and how they are grouped."""
 
 import pytest
 import torch
@@ -22,17 +22,19 @@ def sequences():
 
 def test_positions_are_those_that_the_action_tokens_are_drawn_from(sequences):
     assert sequences.tokens.tolist() == [9, 10, 11, 12, 13]
-    assert sequences.rows.tolist() == [0, 0, 0, 0, 1]
-    assert sequences.columns.tolist() == [2, 3, 4, 5, 4]
-    assert sequences.prefix.tolist() == []
-    assert sequences.ids.tolist() == [[1, 2, 3, 9, 10, 11], [4, 5, 6, 7, 8, 0]]
+    assert sequences.ids.tolist() == [1, 2, 3, 9, 10, 11, 4, 5, 6, 7, 8]
+    assert sequences.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
+    assert sequences.places.tolist() == [2, 3, 4, 5, 10]
 
 
-def test_what_all_prompts_begin_with_is_held_once():
-    packed = Sequences.of([(1, 2, 3), (1, 2, 4, 5)], [(6,), (7, 8)], "cpu")
-    assert packed.prefix.tolist() == [1, 2]
-    assert packed.ids.tolist() == [[3, 0, 0], [4, 5, 7]]
-    assert packed.columns.tolist() == [0, 1, 2]
+def test_what_sequences_begin_with_is_held_once():
+    packed = Sequences.of([(1, 2, 3), (1, 2, 4, 5), (1, 2, 4)], [(6,), (7, 8), (5, 7, 9)], "cpu")
+    assert packed.ids.tolist() == [1, 2, 3, 4, 5, 7]
+    assert packed.positions.tolist() == [0, 1, 2, 2, 3, 4]
+    # The third sequence has no token of its own, but it draws two that the others do not draw, the first and the last.
+    assert [path.tolist() for path in packed.paths] == [[0, 1, 2], [0, 1, 3, 4, 5]] and packed.own == [3, 3]
+    assert packed.places.tolist() == [2, 4, 5, 3, 5] and packed.tokens.tolist() == [6, 7, 8, 5, 9]
+    assert packed.copies.tolist() == [0, 1, 2, 3, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_equal_sequences_are_held_once():
     # The same action behind another prompt, and another action behind the same prompt, are sequences of their own.
     batch = batch_of([(1, 2), (1, 2), (1, 3), (1, 2)], [(6, 7), (8,), (6, 7), (6, 7)])
     packed = batch.sequences
-    assert packed.ids.tolist() == [[2, 6], [2, 0], [3, 6]]
+    assert packed.ids.tolist() == [1, 2, 6, 3, 6]
     assert packed.tokens.tolist() == [6, 7, 8, 6, 7] and packed.lengths.tolist() == [2, 1, 2, 2]
     assert packed.copies.tolist() == [0, 1, 2, 3, 4, 0, 1]
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -98,6 +100,6 @@ def test_micro_batches_keep_every_transition_and_the_limit():
     assert sorted((t for g in groups for t in g), key=repr) == sorted(batch, key=repr)
     for group in groups:
         packed = LanguageBatch.of(group, "cpu").sequences
-        assert len(packed.prefix) + packed.ids.numel() <= 16
+        assert len(packed.ids) <= 16
     assert any(len(group) > 1 for group in groups)
     assert [len(group) for group in micro_batches(batch, 1)] == [1] * len(batch)
