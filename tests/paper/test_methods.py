@@ -1,5 +1,6 @@
 """The update rules at work on a tiny language model: what they learn, what they report, and what they survive."""
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import replace
@@ -97,23 +98,25 @@ def test_the_first_update_starts_from_the_reference(make_agent, settings, name):
     assert logged["kl_per_action"] == pytest.approx(0.0, abs=1e-6)
 
 
-def singly(self, prompts, actions, device):
-    """`Sequences.of` with a row for each transition, whether equal to another or not."""
-    packed = whole(prompts, actions, device)
-    distinct = list(dict.fromkeys(zip(map(tuple, prompts), map(tuple, actions), strict=True)))
-    rows = [distinct.index((tuple(p), tuple(a))) for p, a in zip(prompts, actions, strict=True)]
-    tokens = packed.each(packed.tokens)
-    return replace(
-        packed,
-        ids=packed.ids[rows],
-        rows=torch.arange(len(prompts)).repeat_interleave(packed.lengths),
-        columns=torch.cat([packed.columns[packed.rows == row] for row in rows]),
-        tokens=tokens,
-        copies=torch.arange(len(tokens)),
+def singly(cls, prompts, actions, device):
+    """As `Sequences.of`, but every sequence is held and computed by itself, however often it comes."""
+    single = [of(prompts[i : i + 1], actions[i : i + 1], device) for i in range(len(prompts))]
+    nodes = list(itertools.accumulate((len(s.ids) for s in single), initial=0))
+    drawn = list(itertools.accumulate((len(s.tokens) for s in single), initial=0))
+    return cls(
+        pairs=[pair for s in single for pair in s.pairs],
+        ids=torch.cat([s.ids for s in single]),
+        positions=torch.cat([s.positions for s in single]),
+        paths=[path + start for s, start in zip(single, nodes, strict=False) for path in s.paths],
+        own=[new for s in single for new in s.own],
+        places=torch.cat([s.places + start for s, start in zip(single, nodes, strict=False)]),
+        tokens=torch.cat([s.tokens for s in single]),
+        lengths=torch.cat([s.lengths for s in single]),
+        copies=torch.cat([s.copies + start for s, start in zip(single, drawn, strict=False)]),
     )
 
 
-whole = Sequences.of
+of = Sequences.of  # before a test replaces it
 
 
 @pytest.mark.parametrize("name", variants_at_night([*TRAINED, "released"]))
