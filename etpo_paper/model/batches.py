@@ -91,12 +91,12 @@ class Sequences:
             for prompt, action in pairs
             for position in zip(paths[prompt, action][len(prompt) - 1 :], action, strict=True)
         ]
-        position_of = {node: i for path in paths.values() for i, node in enumerate(path)}
+        positions = [i for pair, new in own.items() for i in range(len(paths[pair]) - new, len(paths[pair]))]
         places, tokens = torch.tensor(list(drawn), device=device).T
         return cls(
             pairs=list(own),
             ids=torch.tensor(tree.tokens, device=device),
-            positions=torch.tensor([position_of[node] for node in range(len(tree))], device=device),
+            positions=torch.tensor(positions, device=device),
             paths=[torch.tensor(paths[pair], device=device) for pair in own],
             own=list(own.values()),
             places=places,

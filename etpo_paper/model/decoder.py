@@ -455,22 +455,21 @@ class LlamaDecoder:
         self.values: list[Tensor] = []
 
         def attention(_: int, heads: Tensor) -> Tensor:
-            q, k, v = heads.to(self.cache_dtype).unsqueeze(0).split(heads_of, dim=2)
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
+            q, k, v = heads.to(self.cache_dtype).split(heads_of, dim=1)
+            k, v = k.transpose(0, 1), v.transpose(0, 1)
             gathered = []
             if shared:
                 mask = unseen[:shared, :shared]
-                gathered.append(llama.attend(q[:, :shared], k[:, :, :shared], v[:, :, :shared], mask)[0])
+                gathered.append(llama.attend(q[:shared], k[:, :shared], v[:, :shared], mask)[0])
             cache = q.new_zeros(2, self.shape.kv_heads, len(ends), longest, self.shape.width)
             for row, (start, stop) in enumerate(itertools.pairwise(stops)):
-                own = [torch.cat([t[:, :, :shared], t[:, :, start:stop]], dim=2) for t in (k, v)]
-                length = own[0].shape[2]
-                cache[:, :, row, :length] = torch.cat(own)
-                mask = unseen[shared:length, :length]
-                gathered.append(llama.attend(q[:, start:stop], own[0], own[1], mask)[0])
+                keys, values = (torch.cat([t[:, :shared], t[:, start:stop]], dim=1) for t in (k, v))
+                length = keys.shape[1]
+                cache[:, :, row, :length] = torch.stack([keys, values])
+                gathered.append(llama.attend(q[start:stop], keys, values, unseen[shared:length, :length])[0])
             self.keys.append(cache[0])
             self.values.append(cache[1])
-            return torch.cat(gathered)
+            return torch.cat(gathered).flatten(1)
 
         logits, below = self._pass(ids, positions, attention, wanted=self._index(stops[1:]) - 1)
         parts = [below[start:stop] for start, stop in itertools.pairwise(stops)]

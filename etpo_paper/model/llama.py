@@ -9,7 +9,7 @@ throughout. `trunk` runs the same layers where no gradient is needed.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from etpo_paper.model.batches import Sequences
 from etpo_paper.model.output import causal_model
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # About how many bytes a layer keeps for the backward pass, for each token and dimension of the residual stream.
 BYTES_KEPT = 50
@@ -197,81 +196,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of grouped heads.
+def attend(query: Tensor, keys: Tensor, values: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax attention of grouped heads in one sequence.
 
     Args:
-        query: [batch, new, heads, width], scaled.
-        keys: [batch, kv_heads, seen, width]; heads / kv_heads query heads share one.
-        values: [batch, kv_heads, seen, width].
-        mask: [new, seen] or [batch, 1, new, seen], added to the scores; None if everything is visible.
+        query: [new, heads, width], scaled.
+        keys: [kv_heads, seen, width]; heads / kv_heads query heads share one.
+        values: [kv_heads, seen, width].
+        unseen: [new, seen] added to the scores, -inf where a token must not look.
 
     Returns:
-        [batch, new, heads * width].
+        The output [new, heads, width], and the weights [kv_heads, heads / kv_heads * new, seen].
     """
-    batch, new, heads, width = query.shape
-    kv_heads, seen = keys.shape[1:3]
-    # Query heads that share keys and values become rows of one product.
-    rows = query.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * new, width)
-    scores = (rows @ keys.transpose(-1, -2)).view(batch, heads, new, seen)
-    if mask is not None:
-        scores = scores + mask
-    weights = scores.softmax(-1).view(batch, kv_heads, heads // kv_heads * new, seen)
-    return (weights @ values).view(batch, heads, new, width).transpose(1, 2).reshape(batch, new, heads * width)
-
-
-class _TreeAttention(torch.autograd.Function):
-    """Softmax attention of grouped heads over the nodes of a tree, in which a node sees itself and those before it.
-
-    One sequence after another is computed, so a node's result does not depend on what else is in the tree. The
-    gradients of a node that many sequences see are summed in the dtype of the heads.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, keys: Tensor, values: Tensor, paths: Sequence[Tensor], own: Sequence[int]
-    ) -> Tensor:
-        """See `Body.hidden` for paths and own.
-
-        Args:
-            ctx: of autograd.
-            query: [T, heads, width], scaled.
-            keys: [T, kv_heads, width].
-            values: [T, kv_heads, width].
-            paths: the nodes [L] of each sequence.
-            own: how many of them are new with that sequence.
-
-        Returns:
-            [T, heads, width].
-        """
-        longest, kv_heads = max(map(len, paths)), keys.shape[1]
-        unseen = query.new_full((longest, longest), float("-inf")).triu(1)
-        out, kept = [], []
-        for path, new, q in zip(paths, own, query.split(list(own)), strict=True):
-            seen = len(path)
-            rows, k, v = _grouped(q, kv_heads), keys[path].transpose(0, 1), values[path].transpose(0, 1)
-            scores = (rows @ k.transpose(1, 2)).view(kv_heads, -1, new, seen)
-            weights = scores.add_(unseen[seen - new : seen, :seen]).softmax(-1).view(kv_heads, -1, seen)
-            kept.append(weights)
-            out.append(_ungrouped(weights @ v, new))
-        ctx.save_for_backward(query, keys, values, *kept)
-        ctx.paths, ctx.own = paths, own
-        return torch.cat(out)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, keys, values, *kept = ctx.saved_tensors
-        into_query, into_keys, into_values = [], torch.zeros_like(keys), torch.zeros_like(values)
-        parts = zip(ctx.paths, ctx.own, kept, query.split(list(ctx.own)), gradient.split(list(ctx.own)), strict=True)
-        for path, new, weights, q, g in parts:
-            rows, above = (_grouped(t, keys.shape[1]) for t in (q, g))
-            k, v = keys[path].transpose(0, 1), values[path].transpose(0, 1)
-            into_weights = above @ v.transpose(1, 2)
-            into_scores = into_weights.sub_((into_weights * weights).sum(-1, keepdim=True)).mul_(weights)
-            into_query.append(_ungrouped(into_scores @ k, new))
-            into_keys.index_add_(0, path, (into_scores.transpose(1, 2) @ rows).transpose(0, 1))
-            into_values.index_add_(0, path, (weights.transpose(1, 2) @ above).transpose(0, 1))
-        return torch.cat(into_query), into_keys, into_values, None, None
+    kv_heads, seen = keys.shape[:2]
+    scores = (_grouped(query, kv_heads) @ keys.transpose(1, 2)).view(kv_heads, -1, len(query), seen)
+    weights = scores.add_(unseen).softmax(-1).view(kv_heads, -1, seen)
+    return _ungrouped(weights @ values, len(query)), weights
 
 
 def _grouped(x: Tensor, kv_heads: int) -> Tensor:
@@ -284,8 +224,54 @@ def _ungrouped(x: Tensor, count: int) -> Tensor:
     return x.reshape(-1, count, x.shape[-1]).transpose(0, 1)
 
 
+class _TreeAttention(torch.autograd.Function):
+    """Softmax attention of grouped heads over the nodes of a tree, in which a node sees itself and those before it.
+
+    One sequence after another is computed, so a node's result does not depend on what else is in the tree. The
+    gradients of a node that many sequences see are summed in the dtype of the heads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, sequences: Sequences) -> Tensor:
+        """The output of attention [T, heads, width].
+
+        Args:
+            ctx: of autograd.
+            query: [T, heads, width], scaled.
+            keys: [T, kv_heads, width].
+            values: [T, kv_heads, width].
+            sequences: the tree.
+        """
+        longest = max(map(len, sequences.paths))
+        unseen = query.new_full((longest, longest), float("-inf")).triu(1)
+        out, kept = [], []
+        for path, q in zip(sequences.paths, query.split(list(sequences.own)), strict=True):
+            k, v = (t[path].transpose(0, 1) for t in (keys, values))
+            found, weights = attend(q, k, v, unseen[len(path) - len(q) : len(path), : len(path)])
+            out.append(found)
+            kept.append(weights)
+        ctx.save_for_backward(query, keys, values, *kept)
+        ctx.sequences = sequences
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, keys, values, *kept = ctx.saved_tensors
+        into_query, into_keys, into_values = [], torch.zeros_like(keys), torch.zeros_like(values)
+        of_each = (t.split(list(ctx.sequences.own)) for t in (query, gradient))
+        for path, weights, q, g in zip(ctx.sequences.paths, kept, *of_each, strict=True):
+            rows, above = (_grouped(t, keys.shape[1]) for t in (q, g))
+            k, v = (t[path].transpose(0, 1) for t in (keys, values))
+            into_weights = above @ v.transpose(1, 2)
+            into_scores = into_weights.sub_((into_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+            into_query.append(_ungrouped(into_scores @ k, len(q)))
+            into_keys.index_add_(0, path, (into_scores.transpose(1, 2) @ rows).transpose(0, 1))
+            into_values.index_add_(0, path, (weights.transpose(1, 2) @ above).transpose(0, 1))
+        return torch.cat(into_query), into_keys, into_values, None
+
+
 def run_layer(
-    x: Tensor, layer: Layer, update: dict[str, LowRank], cos: Tensor, sin: Tensor, shape: Shape, attention: Attend
+    x: Tensor, layer: Layer, update: dict[str, LowRank], cos: Tensor, sin: Tensor, shape: Shape, sequences: Sequences
 ) -> Tensor:
     """Runs one layer over the residual stream.
 
@@ -296,8 +282,7 @@ def run_layer(
         cos: [T, 1, width] rotary embedding of each token's position, in the dtype that attention is computed in.
         sin: likewise.
         shape: of the model.
-        attention: takes queries [T, heads, width], scaled and rotated, and keys and values [T, kv_heads, width] in that
-            dtype; returns the output of attention for each token [T, heads, width].
+        sequences: whose T nodes the tokens are.
 
     Returns:
         [T, H] the residual stream behind the layer.
@@ -310,7 +295,7 @@ def run_layer(
     dtype = layer.qkv.dtype
     heads = product("qkv", normed(x, layer.norm_1, shape.epsilon).to(dtype)).view(len(x), -1, shape.width).to(cos.dtype)
     q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
-    gathered = attention(rotate(q, cos, sin) * shape.width**-0.5, rotate(k, cos, sin), v)
+    gathered = _TreeAttention.apply(rotate(q, cos, sin) * shape.width**-0.5, rotate(k, cos, sin), v, sequences)
     x = x + product("out", gathered.flatten(1).to(dtype))
     h = _SwiGLU.apply(product("gate_up", normed(x, layer.norm_2, shape.epsilon).to(dtype)))
     return x + product("down", h)
@@ -365,60 +350,30 @@ class Body:
         self.lowest = adapted.index(True) if True in adapted else len(adapted)
 
     @torch.no_grad()
-    def below(self, ids: Tensor, positions: Tensor, paths: Sequence[Tensor], own: Sequence[int]) -> Tensor:
-        """The residual stream [T, H] in float32 behind the layers without adapters, which is the same for all roles.
+    def below(self, sequences: Sequences) -> Tensor:
+        """The residual stream [T, H] in float32 behind the layers without adapters, which is the same for all roles."""
+        x = self.model.embed_tokens(sequences.ids).float()
+        return self._through(x, slice(0, self.lowest), sequences, None)
 
-        Arguments as `hidden`.
-        """
-        x = self.model.embed_tokens(ids).float()
-        return self._through(x, slice(0, self.lowest), positions, paths, own, None)
-
-    def hidden(
-        self,
-        below: Tensor,
-        positions: Tensor,
-        paths: Sequence[Tensor],
-        own: Sequence[int],
-        places: Tensor,
-        adapter: str | None,
-    ) -> Tensor:
-        """Last hidden states of a tree of tokens (`batches.Sequences`).
+    def hidden(self, sequences: Sequences, adapter: str | None, below: Tensor) -> Tensor:
+        """Last hidden states [M, H] in float32 at the distinct positions that action tokens are drawn from.
 
         Args:
-            below: [T, H] what `below` returned for the token ids [T] of the same tree.
-            positions: [T] of each node in its sequence.
-            paths: the nodes [L] of each sequence, in order.
-            own: how many of them, the last ones, no sequence before it has; those of all sequences in order are all
-                nodes.
-            places: the nodes [M] whose states are asked for.
+            sequences: prompts and actions.
             adapter: name of the LoRA adapter; None for the frozen base.
-
-        Returns:
-            [M, H] in float32.
+            below: what `below` returned for the same sequences.
         """
-        x = self._through(below, slice(self.lowest, None), positions, paths, own, adapter)
-        return normed(x.index_select(0, places), self.model.norm.weight.float(), self.shape.epsilon)
+        x = self._through(below, slice(self.lowest, None), sequences, adapter)
+        return normed(x.index_select(0, sequences.places), self.model.norm.weight.float(), self.shape.epsilon)
 
-    def _through(
-        self,
-        x: Tensor,
-        which: slice,
-        positions: Tensor,
-        paths: Sequence[Tensor],
-        own: Sequence[int],
-        adapter: str | None,
-    ) -> Tensor:
-        """The residual stream [T, H] behind some of the layers, of that in front of them; arguments as `hidden`."""
-        # On a CPU the small products of attention start faster in float32; softmax is exacter in it anywhere.
+    def _through(self, x: Tensor, which: slice, sequences: Sequences, adapter: str | None) -> Tensor:
+        """The residual stream [T, H] behind some of the layers, of that in front of them."""
+        # On a CPU the small products of attention start faster in float32.
         dtype = torch.promote_types(self.dtype, torch.float32) if x.device.type == "cpu" else self.dtype
-        cos, sin = (t[0].to(dtype).unsqueeze(1) for t in self.model.rotary_emb(x, positions[None]))
-
-        def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return _TreeAttention.apply(query, keys, values, paths, own)
-
+        cos, sin = (t[0].to(dtype).unsqueeze(1) for t in self.model.rotary_emb(x, sequences.positions[None]))
         again = torch.is_grad_enabled() and BYTES_KEPT * x.numel() * len(self.layers[which]) > RECOMPUTE
         for weights, layer in zip(self.layers[which], self.model.layers[which], strict=True):
-            arguments = x, weights, low_rank(layer, adapter, self.dtype), cos, sin, self.shape, attention
+            arguments = x, weights, low_rank(layer, adapter, self.dtype), cos, sin, self.shape, sequences
             if again:
                 x = checkpoint(run_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -233,15 +233,14 @@ class LanguageModelNetworks:
                 if sequences not in self._below:
                     self._make_room(self._below)
                     self._below[sequences] = self._states_below(self._body, sequences)
-                at = sequences.positions, sequences.paths, sequences.own
-                return self._body.hidden(self._below[sequences], *at, sequences.places, adapter)
+                return self._body.hidden(sequences, adapter, self._below[sequences])
             with self.switched_to(role):
                 return self._transformers_hidden(sequences)
 
     def _states_below(self, body: llama.Body, sequences: Sequences) -> Tensor:
         """`Body.below`, put together from what is remembered if that holds all of the sequences."""
         if not all(pair in self._written for pair in sequences.pairs):
-            return body.below(sequences.ids, sequences.positions, sequences.paths, sequences.own)
+            return body.below(sequences)
         rows = [self._written[pair] for pair in sequences.pairs]
         return torch.cat([r[len(r) - new :] for r, new in zip(rows, sequences.own, strict=True)])
 

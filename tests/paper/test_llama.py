@@ -147,8 +147,7 @@ def test_how_many_layers_have_adapters(make_agent):
 def test_lower_precision_stays_close(pair):
     body = llama.Body(pair[0].model, torch.float32), llama.Body(pair[0].model, torch.bfloat16)
     sequences = Sequences.of(PROMPTS, ACTIONS, "cpu")
-    tree = sequences.positions, sequences.paths, sequences.own
-    exact, rounded = (b.hidden(b.below(sequences.ids, *tree), *tree, sequences.places, "policy") for b in body)
+    exact, rounded = (b.hidden(sequences, "policy", b.below(sequences)) for b in body)
     assert rounded.dtype == torch.float32
     # Some dozens of roundings of 2^-9 each, in sequence and independent.
     assert (rounded - exact).norm() / exact.norm() < 0.05
